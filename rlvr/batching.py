@@ -1,0 +1,66 @@
+"""From ragged rows to micro-batches: which rows share one, and how they are padded."""
+
+from collections.abc import Sequence
+
+import torch
+from torch import Tensor
+from torch.nn.utils.rnn import pad_sequence
+
+from rlvr.objectives.aggregation import Denominator
+from rlvr.types import Microbatch, TrainRow
+
+
+def group_by_length(lengths: Sequence[int], num_microbatches: int) -> list[list[int]]:
+    """Row indices of each micro-batch: equally many rows, neighbours in length, so that little is padding."""
+    rows_each = len(lengths) // num_microbatches
+    order = sorted(range(len(lengths)), key=lambda row: (lengths[row], row))
+    return [order[first : first + rows_each] for first in range(0, rows_each * num_microbatches, rows_each)]
+
+
+def step_windows(num_rows: int, num_windows: int, seed: int) -> list[list[int]]:
+    """Which rows of a generation batch each optimiser step trains on: a random partition, a function of `seed` alone."""
+    order = torch.randperm(num_rows, generator=torch.Generator().manual_seed(seed)).tolist()
+    rows_each = num_rows // num_windows
+    return [order[first : first + rows_each] for first in range(0, num_rows, rows_each)]
+
+
+def count_rows(rows: Sequence[TrainRow]) -> list[float]:
+    """[loss tokens, rows with a loss token, rows]: what a denominator sums over ranks."""
+    tokens = [sum(row.loss_mask) for row in rows]
+    return [float(sum(tokens)), float(sum(t > 0 for t in tokens)), float(len(rows))]
+
+
+def collate(rows: Sequence[TrainRow], denominator: Denominator, pad_token_id: int, device: torch.device) -> Microbatch:
+    """Pads the rows to their own longest one.
+
+    For contexts [1 2 3], [4] and completions [5 6], [7]:
+        input_ids        [[1 2 3 5 6], [4 7 0 0 0]]
+        completion_ids   [[5 6], [7 0]]
+        predictor_index  [[2 3], [0 1]]
+    """
+
+    def padded(values: list[Tensor], fill: float) -> Tensor:
+        return pad_sequence(values, batch_first=True, padding_value=fill).to(device)
+
+    def stacked(values: list[Tensor | None]) -> Tensor | None:
+        present = [value for value in values if value is not None]
+        return padded(present, 0.0) if present else None
+
+    completion_ids = [torch.tensor(row.completion_ids) for row in rows]
+    sequences = [torch.tensor(row.context_ids + row.completion_ids) for row in rows]
+    width = max(len(ids) for ids in completion_ids)
+    context_lengths = torch.tensor([len(row.context_ids) for row in rows])
+    input_ids = padded(sequences, pad_token_id)
+    index = context_lengths.unsqueeze(1) - 1 + torch.arange(width).unsqueeze(0)
+    return Microbatch(
+        input_ids=input_ids,
+        attention_mask=padded([torch.ones_like(ids) for ids in sequences], 0),
+        completion_ids=padded(completion_ids, pad_token_id),
+        completion_mask=padded([torch.ones_like(ids, dtype=torch.bool) for ids in completion_ids], False),
+        predictor_index=index.clamp(max=input_ids.shape[1] - 1).to(device),
+        loss_mask=padded([torch.tensor(row.loss_mask, dtype=torch.bool) for row in rows], False),
+        advantages=torch.tensor([row.advantage for row in rows]).unsqueeze(1).expand(-1, width).to(device),
+        old_logprobs=stacked([row.old_logprobs for row in rows]),
+        ref_logprobs=stacked([row.ref_logprobs for row in rows]),
+        denominator=denominator,
+    )

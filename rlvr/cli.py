@@ -1,0 +1,101 @@
+"""The `rlvr` command. Heavy imports happen inside the commands, after the recipe is validated."""
+
+from collections.abc import Iterator
+from contextlib import contextmanager
+from pathlib import Path
+from typing import Annotated
+
+import typer
+from rich.console import Console
+
+from rlvr.config import load_recipe, resolved_yaml
+from rlvr.errors import UserError
+
+app = typer.Typer(no_args_is_help=True, add_completion=False, pretty_exceptions_enable=False, help="RLVR post-training.")
+recipes_app = typer.Typer(no_args_is_help=True, help="Look at recipes without running them.")
+rewards_app = typer.Typer(no_args_is_help=True, help="Look at reward functions.")
+app.add_typer(recipes_app, name="recipes")
+app.add_typer(rewards_app, name="rewards")
+
+RecipeArgument = Annotated[Path, typer.Argument(help="a recipe file, such as recipes/quickstart.yaml")]
+OverridesArgument = Annotated[list[str] | None, typer.Argument(help="key=value, such as trainer.max_steps=100")]
+
+
+@contextmanager
+def user_errors() -> Iterator[None]:
+    """Ends the command with one sentence and the error's exit code."""
+    try:
+        yield
+    except UserError as error:
+        typer.echo(f"error: {error}", err=True)
+        raise typer.Exit(error.exit_code) from None
+    except KeyboardInterrupt:
+        typer.echo("error: Interrupted; nothing of the current step was saved.", err=True)
+        raise typer.Exit(130) from None
+
+
+@app.command()
+def train(
+    recipe: RecipeArgument,
+    overrides: OverridesArgument = None,
+    resume: Annotated[bool, typer.Option("--resume", help="go on with the run in its output directory")] = False,
+    dry_run: Annotated[bool, typer.Option("--dry-run", help="print the resolved recipe and stop")] = False,
+) -> None:
+    """Train a policy as the recipe says."""
+    with user_errors():
+        loaded = load_recipe(recipe, overrides or [])
+        if dry_run:
+            typer.echo(resolved_yaml(loaded), nl=False)
+            return
+        from rlvr.run import run_recipe
+
+        run_recipe(loaded, resume)
+
+
+@recipes_app.command()
+def validate(paths: Annotated[list[Path] | None, typer.Argument(help="files or folders; default: recipes/")] = None) -> None:
+    """Check recipes without importing anything heavy; every broken one is named."""
+    broken = 0
+    files = [file for path in paths or [Path("recipes")] for file in _recipe_files(path)]
+    for file in files:
+        try:
+            load_recipe(file)
+        except UserError as error:
+            typer.echo(f"error: {error}", err=True)
+            broken += 1
+        else:
+            typer.echo(f"ok     {file}")
+    if not files:
+        typer.echo("error: no recipe found; name a .yaml file or a folder that holds some", err=True)
+    if broken or not files:
+        raise typer.Exit(2)
+
+
+def _recipe_files(path: Path) -> list[Path]:
+    """The recipes at or below a path; `accelerate/` holds launch configurations, which are not recipes."""
+    if not path.is_dir():
+        return [path]
+    return sorted(file for file in path.rglob("*.yaml") if "accelerate" not in file.parts)
+
+
+@rewards_app.command("list")
+def list_rewards() -> None:
+    """Name the registered reward functions and what they do."""
+    from rlvr.verification.loading import describe_rewards
+
+    with user_errors():
+        for name, line in describe_rewards().items():
+            typer.echo(f"{name:16} {line}")
+
+
+@app.command()
+def doctor() -> None:
+    """Show versions, devices, and what each extra would enable."""
+    from rlvr.doctor import diagnose
+
+    if not diagnose(Console()):
+        raise typer.Exit(1)
+
+
+if __name__ == "__main__":
+    app()

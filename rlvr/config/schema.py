@@ -1,0 +1,177 @@
+"""The sections of a recipe: which keys there are, their types, ranges and defaults.
+
+Values are not coerced ("8" is not 8), and every rule that ties keys together raises `Problem` with the key to mend.
+"""
+
+from collections import Counter
+from dataclasses import fields
+from typing import Any, ClassVar, Literal, Self
+
+from pydantic import BaseModel, ConfigDict, Field, model_validator
+
+from rlvr.config.presets import PRESETS, AdvantageRule, Aggregation, Algorithm, Switches
+from rlvr.config.problems import Problem, nearest
+
+
+class Section(BaseModel):
+    """A mapping of a recipe."""
+
+    model_config = ConfigDict(strict=True, extra="forbid", frozen=True, allow_inf_nan=False)
+
+    shorthand: ClassVar[str | None] = None  # the key that a plain string stands for
+
+    @model_validator(mode="before")
+    @classmethod
+    def _expand_shorthand(cls, value: Any) -> Any:
+        return {cls.shorthand: value} if cls.shorthand and isinstance(value, str) else value
+
+
+class ModelConfig(Section):
+    """The policy to start from."""
+
+    shorthand = "path"
+
+    path: str = Field(min_length=1)
+    dtype: Literal["auto", "float32", "bfloat16", "float16"] = "auto"
+    attn_implementation: str = "sdpa"
+    revision: str | None = None
+    trust_remote_code: bool = False
+
+
+class DataSource(Section):
+    """Where rows come from: `reasoning_gym://TASK?param=v`, a Hub id or a local file."""
+
+    dataset: str = Field(min_length=1)
+    subset: str | None = None
+    split: str = "train"
+    columns: dict[str, str] = {}  # our column -> source column
+    limit: int | None = Field(default=None, ge=1)  # first N rows
+
+
+class DataConfig(Section):
+    """Training rows and how they become prompts."""
+
+    train: DataSource
+    template: str | None = None  # str.format over the row's columns; without it the `prompt` column is used as is
+    system: str | None = None
+    chat: Literal["auto", "always", "never"] = "auto"  # auto: when the tokenizer has a chat template
+    max_prompt_length: int = Field(default=1024, ge=1)  # tokens
+    long_prompts: Literal["error", "drop"] = "error"
+
+
+class RewardFunctionConfig(Section):
+    """One reward function: registry name, `pkg.module:function`, `./file.py:function` or entry point name."""
+
+    shorthand = "use"
+
+    use: str = Field(min_length=1)
+    name: str | None = Field(default=None, min_length=1)
+    weight: float = 1.0
+    args: dict[str, Any] = {}  # keyword arguments
+
+    @property
+    def label(self) -> str:
+        """The name in metrics, tables and `rewards.verifier`."""
+        return self.name or self.use.rpartition(":")[2]
+
+
+class RewardsConfig(Section):
+    """How completions are scored, and which score says whether a completion is right."""
+
+    functions: list[RewardFunctionConfig] = Field(min_length=1)
+    verifier: str | None = None
+    correct_at: float = 1.0  # a completion is right when the verifier's value is at least this
+    max_unscorable: float = Field(default=0.5, ge=0, le=1)  # share of a step without a verdict above which a run aborts
+
+    @property
+    def verifier_name(self) -> str:
+        """The label of the function whose value decides the outcome."""
+        return self.verifier or self.functions[0].label
+
+    @model_validator(mode="after")
+    def _check_labels(self) -> Self:
+        labels = [function.label for function in self.functions]
+        label, count = Counter(labels).most_common(1)[0]
+        if count > 1:
+            raise Problem("functions", f"{count} functions are called {label!r}; give each its own `name`")
+        if self.verifier is not None and self.verifier not in labels:
+            advice = nearest(self.verifier, labels, f"the labels are {', '.join(labels)}")
+            raise Problem("verifier", f"no reward function is called {self.verifier!r}; {advice}")
+        return self
+
+
+class AlgorithmConfig(Section):
+    """A preset, and the switches in which a run departs from it."""
+
+    preset: str = "dapo"
+    advantage: AdvantageRule | None = None
+    advantage_ddof: int | None = Field(default=None, ge=0, le=1)
+    advantage_eps: float | None = Field(default=None, ge=0)
+    clip_low: float | None = Field(default=None, gt=0)
+    clip_high: float | None = Field(default=None, gt=0)
+    aggregation: Aggregation | None = None
+    kl_coef: float | None = Field(default=None, ge=0)
+
+    @model_validator(mode="after")
+    def _check_preset(self) -> Self:
+        if self.preset not in PRESETS:
+            advice = nearest(self.preset, PRESETS, f"presets are {', '.join(PRESETS)}")
+            raise Problem("preset", f"unknown preset {self.preset!r}; {advice}")
+        return self
+
+    def resolved(self) -> Algorithm:
+        """Every switch with its value."""
+        preset = PRESETS[self.preset]
+        own = self.model_dump(exclude_none=True, exclude={"preset"})
+        inherited = {field.name: getattr(preset, field.name) for field in fields(Switches)}
+        return Algorithm(preset=self.preset, **(inherited | own))
+
+
+class EvaluationConfig(Section):
+    """What is measured, on which held-out sets."""
+
+    sets: dict[str, DataSource] = {}
+    num_samples: int = Field(default=8, ge=1)  # completions per prompt
+    temperature: float = Field(default=1.0, gt=0)
+    k: list[int] = [1, 8]  # of pass@k
+    greedy: bool = True
+    batch_size: int = Field(default=64, ge=1)  # completions per generate call and process
+    seed: int = 0
+
+    @model_validator(mode="after")
+    def _check_k(self) -> Self:
+        for k in self.k:
+            if not 1 <= k <= self.num_samples:
+                allowed = f"every k must be between 1 and evaluation.num_samples={self.num_samples}"
+                raise Problem("k", f"pass@{k} cannot be estimated; {allowed}")
+        return self
+
+
+class ReportConfig(Section):
+    """Where metrics go."""
+
+    to: list[Literal["none", "wandb", "trackio", "tensorboard"]] = Field(default=["wandb"], min_length=1)
+    project: str = "rlvr"
+    completions_every: int = Field(default=1, ge=0)  # write the completions of every Nth step, 0 = never
+
+    @model_validator(mode="after")
+    def _check_none(self) -> Self:
+        if "none" in self.to and len(self.to) > 1:
+            others = ", ".join(name for name in self.to if name != "none")
+            raise Problem("to", f"'none' excludes the others; remove it or remove {others}")
+        return self
+
+
+class Recipe(Section):
+    """A whole recipe. `trainer` holds fields of TRL's GRPOConfig; `rlvr.config.trainer_defaults` checks them."""
+
+    model: ModelConfig
+    data: DataConfig
+    rewards: RewardsConfig
+    algorithm: AlgorithmConfig = AlgorithmConfig()
+    trainer: dict[str, Any] = {}
+    evaluation: EvaluationConfig = EvaluationConfig()
+    report: ReportConfig = ReportConfig()
+
+
+SHORTHANDS: tuple[type[Section], ...] = (ModelConfig, RewardFunctionConfig)

@@ -1,0 +1,25 @@
+"""Errors that a user can cause and mend. The command line prints the message in one line and exits with `exit_code`."""
+
+
+class UserError(Exception):
+    """Something in the recipe, the data or the command is wrong; the message names it and says what to do."""
+
+    exit_code = 2
+
+
+class RecipeError(UserError):
+    """The recipe file does not parse or does not validate."""
+
+
+class DataError(UserError):
+    """A data source is missing, empty or has a row that cannot be used."""
+
+
+class RewardError(UserError):
+    """A reward cannot be loaded, or broke the contract of reward functions."""
+
+
+class RunAborted(UserError):
+    """The run stopped itself because going on would waste compute; what was saved stays."""
+
+    exit_code = 1

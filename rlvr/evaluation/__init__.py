@@ -1,0 +1,1 @@
+"""How good a policy is: sampling held-out prompts, unbiased estimators, intervals."""

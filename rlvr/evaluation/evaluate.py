@@ -1,0 +1,131 @@
+"""Evaluates a policy on held-out prompts: n samples and one greedy answer per prompt, with intervals over prompts."""
+
+from collections.abc import Callable, Mapping, Sequence
+from dataclasses import asdict, dataclass
+from typing import Any, Protocol
+
+from rlvr.config.schema import EvaluationConfig, RewardsConfig
+from rlvr.evaluation.estimators import bootstrap_interval, pass_at_k
+from rlvr.types import Rollouts
+from rlvr.verification import RewardFunction, verify
+
+NUM_RESAMPLES = 2000
+Row = Mapping[str, Any]
+
+
+class Sampler(Protocol):
+    """Samples one completion per row; temperature 0 is greedy."""
+
+    def __call__(self, rows: Sequence[Row], *, temperature: float) -> Rollouts: ...
+
+
+@dataclass(frozen=True)
+class Estimate:
+    """A mean over prompts with its 95% bootstrap interval."""
+
+    value: float
+    low: float
+    high: float
+
+
+@dataclass(frozen=True)
+class EvaluationResult:
+    """One data set. `num_unscored` prompts had a completion without a verdict and count in no estimate."""
+
+    name: str
+    num_prompts: int
+    num_samples: int
+    num_unscored: int
+    estimates: dict[str, Estimate]  # pass@1, pass@8, greedy, ...
+    mean_length: float  # completion tokens of the samples
+    truncated_frac: float
+    mean_reward: float
+
+    def to_json(self) -> dict[str, Any]:
+        return asdict(self)
+
+
+@dataclass(frozen=True)
+class PromptRecord:
+    """What the samples of one prompt amount to; plain values, so that ranks can exchange them."""
+
+    prompt_id: int
+    outcomes: tuple[float | None, ...]
+    greedy_outcome: float | None
+    rewards: tuple[float | None, ...]
+    lengths: tuple[int, ...]
+    num_truncated: int
+
+
+def evaluate_rows(
+    rows: Sequence[Row],
+    sample: Sampler,
+    functions: Sequence[RewardFunction],
+    rewards: RewardsConfig,
+    config: EvaluationConfig,
+    advance: Callable[[int], None],
+) -> list[PromptRecord]:
+    """Samples and verifies the rows of this rank; `advance` is told how many completions are done."""
+    records = []
+    prompts_each = max(1, config.batch_size // config.num_samples)
+    for first in range(0, len(rows), prompts_each):
+        chunk = rows[first : first + prompts_each]
+        repeated = [row for row in chunk for _ in range(config.num_samples)]
+        rollouts = sample(repeated, temperature=config.temperature)
+        verdicts = _judge(rollouts, functions, rewards)
+        advance(len(repeated))
+        greedy: Sequence[float | None] = [None] * len(chunk)
+        if config.greedy:
+            greedy = _judge(sample(chunk, temperature=0.0), functions, rewards).outcomes
+            advance(len(chunk))
+        for index, row in enumerate(chunk):
+            mine = slice(index * config.num_samples, (index + 1) * config.num_samples)
+            records.append(
+                PromptRecord(
+                    prompt_id=row["prompt_id"],
+                    outcomes=tuple(verdicts.outcomes[mine]),
+                    greedy_outcome=greedy[index],
+                    rewards=tuple(verdicts.rewards[mine]),
+                    lengths=tuple(len(ids) for ids in rollouts.completion_ids[mine]),
+                    num_truncated=sum(rollouts.truncated[mine]),
+                )
+            )
+    return records
+
+
+def summarise(name: str, records: Sequence[PromptRecord], config: EvaluationConfig) -> EvaluationResult:
+    """The estimates over all prompts; prompts are the unit of resampling, because samples of one prompt are alike."""
+    scored = [record for record in records if None not in record.outcomes]
+    values: dict[str, list[float]] = {}
+    for k in config.k:
+        values[f"pass@{k}"] = [pass_at_k(len(r.outcomes), sum(o == 1.0 for o in r.outcomes), k) for r in scored]
+    if config.greedy:
+        values["greedy"] = [r.greedy_outcome for r in scored if r.greedy_outcome is not None]
+    lengths = [length for record in records for length in record.lengths]
+    all_rewards = [reward for record in records for reward in record.rewards if reward is not None]
+    return EvaluationResult(
+        name=name,
+        num_prompts=len(records),
+        num_samples=config.num_samples,
+        num_unscored=len(records) - len(scored),
+        estimates={metric: _estimate(each, config.seed) for metric, each in values.items() if each},
+        mean_length=sum(lengths) / len(lengths),
+        truncated_frac=sum(record.num_truncated for record in records) / len(lengths),
+        mean_reward=sum(all_rewards) / max(len(all_rewards), 1),
+    )
+
+
+def _estimate(values: Sequence[float], seed: int) -> Estimate:
+    return Estimate(sum(values) / len(values), *bootstrap_interval(values, num_resamples=NUM_RESAMPLES, seed=seed))
+
+
+def _judge(rollouts: Rollouts, functions: Sequence[RewardFunction], rewards: RewardsConfig) -> Any:
+    return verify(
+        functions,
+        rewards.verifier_name,
+        rewards.correct_at,
+        prompts=rollouts.prompts,
+        completions=rollouts.completions,
+        completion_ids=rollouts.completion_ids,
+        columns=rollouts.columns,
+    )

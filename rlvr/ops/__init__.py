@@ -1,0 +1,1 @@
+"""Numerical kernels that keep memory flat in the vocabulary."""

@@ -1,0 +1,1 @@
+"""What a run shows and keeps: metrics, completions, tables, the learning curve."""

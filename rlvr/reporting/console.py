@@ -1,0 +1,97 @@
+"""What a person sees in the terminal while a run goes on, and at its end."""
+
+from collections.abc import Mapping, Sequence
+from typing import Any
+
+from rich.console import Console
+from rich.progress import BarColumn, MofNCompleteColumn, Progress, ProgressColumn, TextColumn, TimeElapsedColumn
+from rich.progress import TimeRemainingColumn
+from rich.table import Table
+from transformers import TrainerCallback, TrainerControl, TrainerState, TrainingArguments
+
+LINES_WITHOUT_TERMINAL = 10  # progress lines of a whole run when the output goes to a file
+
+
+def progress_columns() -> list[ProgressColumn]:
+    return [
+        TextColumn("{task.description}"),
+        BarColumn(),
+        MofNCompleteColumn(),
+        TextColumn("{task.fields[note]}"),
+        TimeElapsedColumn(),
+        TextColumn("left"),
+        TimeRemainingColumn(),
+    ]
+
+
+def step_note(logs: Mapping[str, Any]) -> str:
+    """The three numbers to watch, from one log record."""
+    return (
+        f"reward {logs['reward/mean']:.3f}  pass rate {logs['outcome/pass_rate']:.3f}"
+        f"  entropy {logs['entropy/mean_token']:.3f}"
+    )
+
+
+class ProgressCallback(TrainerCallback):
+    """A progress bar on the main process; plain lines where there is no terminal."""
+
+    def __init__(self, console: Console) -> None:
+        self.console = console
+        self.progress = Progress(*progress_columns(), console=console)
+
+    def on_train_begin(
+        self, args: TrainingArguments, state: TrainerState, control: TrainerControl, **kwargs: Any
+    ) -> None:
+        self.bar = self.progress.add_task("train", total=state.max_steps, completed=state.global_step, note="")
+
+    def on_step_begin(
+        self, args: TrainingArguments, state: TrainerState, control: TrainerControl, **kwargs: Any
+    ) -> None:
+        # Started here and not with the training: the evaluation before it draws a bar of its own.
+        if state.is_world_process_zero:
+            self.progress.start()
+
+    def on_step_end(
+        self, args: TrainingArguments, state: TrainerState, control: TrainerControl, **kwargs: Any
+    ) -> None:
+        self.progress.update(self.bar, completed=state.global_step)
+
+    def on_log(
+        self,
+        args: TrainingArguments,
+        state: TrainerState,
+        control: TrainerControl,
+        logs: dict[str, Any] | None = None,
+        **kwargs: Any,
+    ) -> None:
+        if not logs or "reward/mean" not in logs or not state.is_world_process_zero:
+            return
+        self.progress.update(self.bar, note=step_note(logs))
+        every = max(1, state.max_steps // LINES_WITHOUT_TERMINAL)
+        if not self.console.is_terminal and state.global_step % every == 0:
+            self.console.print(f"step {state.global_step}/{state.max_steps}  {step_note(logs)}")
+
+    def on_train_end(
+        self, args: TrainingArguments, state: TrainerState, control: TrainerControl, **kwargs: Any
+    ) -> None:
+        self.progress.stop()
+
+
+def comparison_table(before: Sequence[Mapping[str, Any]], after: Sequence[Mapping[str, Any]]) -> Table:
+    """Before and after of every evaluated set, with 95% intervals over prompts."""
+    table = Table(title="held-out evaluation: mean over prompts [95% bootstrap interval]")
+    for heading in ("set", "metric", "before", "after", "change"):
+        table.add_column(heading, justify="left" if heading in ("set", "metric") else "right")
+    for old, new in zip(before, after, strict=True):
+        for metric, start in old["estimates"].items():
+            end = new["estimates"][metric]
+            change = f"{end['value'] - start['value']:+.3f}"
+            table.add_row(f"{old['name']} ({old['num_prompts']})", metric, _interval(start), _interval(end), change)
+        for metric, label in (("mean_length", "mean length"), ("truncated_frac", "truncated")):
+            change = f"{new[metric] - old[metric]:+.2f}"
+            table.add_row(f"{old['name']}", label, f"{old[metric]:.2f}", f"{new[metric]:.2f}", change)
+    return table
+
+
+def _interval(estimate: Mapping[str, float]) -> str:
+    return f"{estimate['value']:.3f} [{estimate['low']:.3f}, {estimate['high']:.3f}]"

@@ -1,0 +1,154 @@
+"""Runs a recipe: builds the parts, trains, evaluates, and leaves everything in the run directory."""
+
+import json
+import os
+import signal
+from pathlib import Path
+from typing import Any
+
+from accelerate import PartialState
+from datasets import Dataset
+from rich.console import Console
+from transformers import (
+    PreTrainedTokenizerBase,
+    PrinterCallback,
+    ProgressCallback as HFProgressCallback,
+    TrainerCallback,
+    TrainerControl,
+    TrainerState,
+    TrainingArguments,
+)
+from trl import GRPOConfig
+
+from rlvr import run_directory
+from rlvr.config import LoadedRecipe
+from rlvr.config.schema import DataSource
+from rlvr.data import build_dataset, load_rows
+from rlvr.errors import RunAborted
+from rlvr.evaluation.callback import EvaluationCallback
+from rlvr.model import load_policy, load_tokenizer
+from rlvr.reporting.console import ProgressCallback, comparison_table
+from rlvr.reporting.recorder import RecorderCallback, draw_learning_curve, read_metrics
+from rlvr.trainer import RLVRTrainer
+from rlvr.verification import RewardFunction, load_reward
+
+
+class Interrupted(RunAborted):
+    """Ctrl-C: the run saved a checkpoint and can go on."""
+
+    exit_code = 130
+
+
+def run_recipe(loaded: LoadedRecipe, resume: bool) -> Path:
+    """Trains and evaluates; returns the folder of the saved policy."""
+    run_directory.claim(loaded, resume)
+    state = PartialState()
+    console = Console(quiet=not state.is_main_process)
+    tokenizer = load_tokenizer(loaded.recipe.model)
+    train_data = _dataset(loaded, loaded.recipe.data.train, tokenizer, "data.train")
+    sets = {
+        name: _dataset(loaded, source, tokenizer, f"evaluation.sets.{name}")
+        for name, source in loaded.recipe.evaluation.sets.items()
+    }
+    functions = [
+        RewardFunction(config.label, config.weight, load_reward(config.use, config.args, loaded.base_dir))
+        for config in loaded.recipe.rewards.functions
+    ]
+    evaluation = EvaluationCallback(
+        sets, loaded.recipe.evaluation, functions, loaded.recipe.rewards, loaded.output_dir / "evaluations"
+    )
+    recorder = RecorderCallback(loaded.output_dir, loaded.recipe.report.completions_every)
+    interrupt = InterruptCallback(console)
+    _prepare_trackers(loaded)
+    trainer = RLVRTrainer(
+        load_policy(loaded.recipe.model),
+        GRPOConfig(**_trainer_arguments(loaded)),
+        algorithm=loaded.algorithm,
+        reward_functions=functions,
+        rewards=loaded.recipe.rewards,
+        train_dataset=train_data,
+        processing_class=tokenizer,
+        callbacks=[evaluation, ProgressCallback(console), recorder, interrupt],
+    )
+    trainer.remove_callback(PrinterCallback)
+    trainer.remove_callback(HFProgressCallback)
+    evaluation.sample, evaluation.accelerator = trainer.sample, trainer.accelerator
+    recorder.latest_completions = lambda: trainer.latest_completions
+    if state.is_main_process and not resume:
+        run_directory.record_start(loaded, state.num_processes)
+    state.wait_for_everyone()
+    checkpoint = run_directory.newest_checkpoint(loaded.output_dir) if resume else None
+    trainer.train(resume_from_checkpoint=str(checkpoint) if checkpoint else None)
+    if interrupt.requested:
+        newest = run_directory.newest_checkpoint(loaded.output_dir)
+        raise Interrupted(f"Interrupted; saved {newest}. Go on with: rlvr train {loaded.path} --resume")
+    policy_dir = loaded.output_dir / "policy"
+    trainer.save_model(str(policy_dir))
+    if state.is_main_process:
+        _conclude(loaded, policy_dir, console)
+    state.wait_for_everyone()
+    return policy_dir
+
+
+def _dataset(loaded: LoadedRecipe, source: DataSource, tokenizer: PreTrainedTokenizerBase, where: str) -> Dataset:
+    return build_dataset(load_rows(source, loaded.base_dir, where), loaded.recipe.data, tokenizer, where)
+
+
+def _trainer_arguments(loaded: LoadedRecipe) -> dict[str, Any]:
+    """The recipe's trainer section plus the fields that other sections own."""
+    return {
+        **loaded.trainer,
+        "output_dir": str(loaded.output_dir),
+        "beta": loaded.algorithm.kl_coef,  # makes TRL load the reference model
+        "report_to": [tracker for tracker in loaded.recipe.report.to],
+        "eval_strategy": "no",
+    }
+
+
+def _prepare_trackers(loaded: LoadedRecipe) -> None:
+    """wandb without a key writes offline instead of asking."""
+    os.environ.setdefault("WANDB_PROJECT", loaded.recipe.report.project)
+    os.environ.setdefault("WANDB_DIR", str(loaded.output_dir))
+    os.environ.setdefault("WANDB_SILENT", "true")
+    netrc = Path("~/.netrc").expanduser()
+    has_key = "WANDB_API_KEY" in os.environ or (netrc.exists() and "api.wandb.ai" in netrc.read_text())
+    if not has_key:
+        os.environ.setdefault("WANDB_MODE", "offline")
+
+
+def _conclude(loaded: LoadedRecipe, policy_dir: Path, console: Console) -> None:
+    folder = loaded.output_dir / "evaluations"
+    before, after = (json.loads((folder / f"{moment}.json").read_text()) for moment in ("before", "after"))
+    if before:
+        console.print(comparison_table(before, after))
+    picture = loaded.output_dir / "learning_curve.png"
+    draw_learning_curve(read_metrics(loaded.output_dir), before, after, picture)
+    console.print(f"policy          {policy_dir}\nlearning curve  {picture}\nmetrics         {loaded.output_dir}/metrics.jsonl")
+
+
+class InterruptCallback(TrainerCallback):
+    """The first Ctrl-C ends the run after the current step with a checkpoint; a second one ends it at once."""
+
+    def __init__(self, console: Console) -> None:
+        self.console, self.requested = console, False
+
+    def on_train_begin(
+        self, args: TrainingArguments, state: TrainerState, control: TrainerControl, **kwargs: Any
+    ) -> None:
+        self.previous = signal.signal(signal.SIGINT, self._request)
+
+    def _request(self, number: int, frame: Any) -> None:
+        self.requested = True
+        signal.signal(signal.SIGINT, self.previous)
+        self.console.print("Interrupted: saving a checkpoint after this step (Ctrl-C again to stop at once).")
+
+    def on_step_end(
+        self, args: TrainingArguments, state: TrainerState, control: TrainerControl, **kwargs: Any
+    ) -> None:
+        if self.requested:
+            control.should_save = control.should_training_stop = True
+
+    def on_train_end(
+        self, args: TrainingArguments, state: TrainerState, control: TrainerControl, **kwargs: Any
+    ) -> None:
+        signal.signal(signal.SIGINT, self.previous)

@@ -1,0 +1,58 @@
+"""Two CPU processes (gloo) are one process with the whole batch."""
+
+import json
+import os
+import subprocess
+import sys
+from pathlib import Path
+
+import pytest
+import torch
+
+from tests.conftest import ROOT
+
+CONFIG = ROOT / "recipes" / "accelerate" / "cpu2.yaml"
+pytestmark = pytest.mark.distributed
+
+
+def launch(arguments: list[str], processes: int, cwd: Path) -> None:
+    """Runs a script in one process, or in two by the accelerate launcher, on a port of its own."""
+    environment = os.environ | {"PYTHONPATH": str(ROOT), "OMP_NUM_THREADS": "1", "WANDB_MODE": "disabled"}
+    launcher = [sys.executable]
+    if processes > 1:
+        port = str(20000 + os.getpid() % 20000)
+        launcher = [sys.executable, "-m", "accelerate.commands.launch", "--config_file", str(CONFIG)]
+        launcher += ["--main_process_port", port]
+    result = subprocess.run(
+        [*launcher, *arguments], cwd=cwd, env=environment, capture_output=True, text=True, timeout=300, check=False
+    )
+    assert result.returncode == 0, result.stdout + result.stderr
+
+
+@pytest.mark.parametrize("preset", ["dapo", "grpo", "dr_grpo"])
+def test_first_step_gradient_equals_one_process(tmp_path: Path, preset: str) -> None:
+    worker = str(ROOT / "tests" / "distributed" / "worker.py")
+    for processes in (1, 2):
+        launch([worker, str(tmp_path / str(processes)), preset, str(processes)], processes, tmp_path)
+    one, two = (torch.load(tmp_path / n / "gradient.pt", weights_only=True) for n in ("1", "2"))
+    assert set(one) == set(two)
+    for name, expected in one.items():
+        torch.testing.assert_close(two[name], expected, rtol=1e-4, atol=1e-7, msg=lambda m, n=name: f"{n}: {m}")
+    assert sum(g.norm() for g in one.values()) > 1e-3
+    first, second = (torch.load(tmp_path / n / "metrics.pt", weights_only=True) for n in ("1", "2"))
+    for name in ("reward/mean", "entropy/mean_token", "loss/policy", "advantage/abs_mean", "groups/solved_frac"):
+        assert second[name] == pytest.approx(first[name], rel=1e-5, abs=1e-7), name
+
+
+def test_launched_recipe_trains_and_evaluates(tmp_path: Path) -> None:
+    script, recipe = str(ROOT / "scripts" / "train.py"), str(ROOT / "recipes" / "quickstart.yaml")
+    sizes = ["trainer.max_steps=2", "trainer.per_device_train_batch_size=8", "trainer.gradient_accumulation_steps=1"]
+    data = "reasoning_gym://chain_sum?min_terms=3&max_terms=3&max_digits=1&seed=2&size=5"
+    options = ["evaluation.num_samples=2", "evaluation.k=[1,2]", f"evaluation.sets.heldout.dataset={data}"]
+    launch([script, recipe, f"trainer.output_dir={tmp_path / 'run'}", *sizes, *options], 2, tmp_path)
+    records = [json.loads(line) for line in (tmp_path / "run" / "metrics.jsonl").read_text().splitlines()]
+    assert [r["step"] for r in records if "reward/mean" in r] == [1, 2]
+    for moment in ("before", "after"):
+        (result,) = json.loads((tmp_path / "run" / "evaluations" / f"{moment}.json").read_text())
+        assert result["num_prompts"] == 5  # an odd number: the ranks' shares overlap and are counted once
+    assert (tmp_path / "run" / "policy" / "model.safetensors").exists()

@@ -1,0 +1,91 @@
+"""Trains one step on fixed rollouts and saves the gradient. Run by the tests: worker.py OUTPUT_DIR PRESET."""
+
+import sys
+from collections.abc import Mapping, Sequence
+from pathlib import Path
+from typing import Any
+
+import torch
+from transformers import TrainerCallback
+
+from rlvr.config.schema import AlgorithmConfig, RewardsConfig
+from rlvr.trainer import RLVRTrainer
+from rlvr.types import Rollouts
+from rlvr.verification import RewardFunction
+from tests.conftest import letter_dataset, tiny_model, tiny_tokenizer, trainer_arguments
+
+NUM_ROWS = 16
+
+
+def fixed_rollouts(rank: int, num_ranks: int) -> Rollouts:
+    """This rank's share of 16 completions of uneven length; members of a group lie on different ranks."""
+    generator = torch.Generator().manual_seed(11)
+
+    def ids(low: int, high: int) -> list[int]:
+        length = int(torch.randint(low, high, (1,), generator=generator))
+        return torch.randint(3, 16, (length,), generator=generator).tolist()
+
+    rows = [(index % 4, ids(2, 6), ids(1, 7)) for index in range(NUM_ROWS)]
+    rewards = torch.rand(NUM_ROWS, generator=generator).round(decimals=1).tolist()
+    mine = range(rank * NUM_ROWS // num_ranks, (rank + 1) * NUM_ROWS // num_ranks)
+    contexts = [rows[i][1] for i in mine]
+    completions = [rows[i][2] for i in mine]
+    return Rollouts(
+        group_ids=[rows[i][0] for i in mine],
+        prompts=[""] * len(mine),
+        completions=[""] * len(mine),
+        prompt_ids=contexts,
+        context_ids=contexts,
+        completion_ids=completions,
+        # One completion is masked out whole and one in part: the denominators must agree on both.
+        generated_masks=[[i != 5 and not (i == 9 and t == 0) for t in range(len(rows[i][2]))] for i in mine],
+        sampling_logprobs=None,
+        truncated=[False] * len(mine),
+        columns={"score": [rewards[i] for i in mine]},
+    )
+
+
+class FixedRolloutTrainer(RLVRTrainer):
+    def rollout(self, rows: Sequence[Mapping[str, Any]]) -> Rollouts:
+        return fixed_rollouts(self.accelerator.process_index, self.accelerator.num_processes)
+
+
+def score_reward(completions: list[str], score: list[float], **_: Any) -> list[float]:
+    return score
+
+
+class GradientSaver(TrainerCallback):
+    def __init__(self, path: Path) -> None:
+        self.path = path
+
+    def on_pre_optimizer_step(self, args: Any, state: Any, control: Any, model: torch.nn.Module, **_: Any) -> None:
+        if state.is_world_process_zero:
+            grads = {name.removeprefix("module."): p.grad.clone() for name, p in model.named_parameters()}
+            torch.save(grads, self.path)
+
+
+def main() -> None:
+    output_dir, preset = Path(sys.argv[1]), sys.argv[2]
+    processes = int(sys.argv[3])
+    trainer = FixedRolloutTrainer(
+        tiny_model(),
+        trainer_arguments(
+            output_dir, max_steps=1, per_device_train_batch_size=NUM_ROWS // 2 // processes, max_grad_norm=0.0
+        ),
+        algorithm=AlgorithmConfig(preset=preset).resolved(),
+        reward_functions=[RewardFunction("score", 1.0, score_reward)],
+        rewards=RewardsConfig.model_validate({"functions": [{"use": "exact", "name": "score"}]}),
+        train_dataset=letter_dataset(),
+        processing_class=tiny_tokenizer(),
+        callbacks=[GradientSaver(output_dir / "gradient.pt")],
+    )
+    assert trainer.accelerator.num_processes == processes
+    output_dir.mkdir(parents=True, exist_ok=True)
+    trainer.train()
+    if trainer.accelerator.is_main_process:
+        metrics = {k: v for k, v in trainer.state.log_history[0].items() if isinstance(v, float)}
+        torch.save(metrics, output_dir / "metrics.pt")
+
+
+if __name__ == "__main__":
+    main()
