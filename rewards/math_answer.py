@@ -1,5 +1,6 @@
 """Mathematical expressions compared by meaning."""
 
+import threading
 from collections.abc import Sequence
 from typing import Any
 
@@ -7,14 +8,15 @@ from math_verify import ExprExtractionConfig, LatexExtractionConfig, parse, veri
 
 from rewards._text import Completion, text_of
 
+LIMIT_SECONDS = 5
 EXTRACTION = (LatexExtractionConfig(boxed_match_priority=0), ExprExtractionConfig())
 
 
 def math(completions: Sequence[Completion], answer: Sequence[str], **_: Any) -> list[float | None]:
     r"""1.0 where the last `\boxed{}`, or without one the last expression, equals the answer.
 
-    A gold answer that does not parse gives no verdict. Runs in any thread, and for that without a time limit: an
-    expression that takes forever to simplify holds up the run.
+    A gold answer that does not parse gives no verdict. math-verify's time limit is a signal, which only the main thread
+    gets: elsewhere an expression that takes forever to compute, such as `9^{9^9}`, holds up the run.
     """
     golds = {text: _parsed(_as_latex(text)) for text in set(answer)}
     return [_score(text_of(completion), golds[gold]) for completion, gold in zip(completions, answer, strict=True)]
@@ -23,12 +25,18 @@ def math(completions: Sequence[Completion], answer: Sequence[str], **_: Any) -> 
 def _score(text: str, gold: list[Any]) -> float | None:
     if not gold:
         return None
-    return float(verify(gold, _parsed(text), timeout_seconds=None))
+    # The parser would take boxes that stand close together for one set.
+    last_box = max(text.rfind("\\boxed"), 0)
+    return float(verify(gold, _parsed(text[last_box:]), timeout_seconds=_time_limit()))
 
 
 def _parsed(text: str) -> list[Any]:
-    parsed: list[Any] = parse(text, EXTRACTION, fallback_mode="no_fallback", parsing_timeout=None)
+    parsed: list[Any] = parse(text, EXTRACTION, fallback_mode="no_fallback", parsing_timeout=_time_limit())
     return parsed
+
+
+def _time_limit() -> int | None:
+    return LIMIT_SECONDS if threading.current_thread() is threading.main_thread() else None
 
 
 def _as_latex(gold: str) -> str:

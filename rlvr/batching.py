@@ -18,7 +18,7 @@ def group_by_length(lengths: Sequence[int], num_microbatches: int) -> list[list[
 
 
 def step_windows(num_rows: int, num_windows: int, seed: int) -> list[list[int]]:
-    """Which rows of a generation batch each optimiser step trains on: a random partition, a function of `seed` alone."""
+    """Which rows of a generation batch each optimiser step trains on: a random partition, decided by `seed` alone."""
     order = torch.randperm(num_rows, generator=torch.Generator().manual_seed(seed)).tolist()
     rows_each = num_rows // num_windows
     return [order[first : first + rows_each] for first in range(0, num_rows, rows_each)]

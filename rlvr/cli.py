@@ -11,7 +11,9 @@ from rich.console import Console
 from rlvr.config import load_recipe, resolved_yaml
 from rlvr.errors import UserError
 
-app = typer.Typer(no_args_is_help=True, add_completion=False, pretty_exceptions_enable=False, help="RLVR post-training.")
+app = typer.Typer(
+    no_args_is_help=True, add_completion=False, pretty_exceptions_enable=False, help="RLVR post-training."
+)
 recipes_app = typer.Typer(no_args_is_help=True, help="Look at recipes without running them.")
 rewards_app = typer.Typer(no_args_is_help=True, help="Look at reward functions.")
 app.add_typer(recipes_app, name="recipes")
@@ -53,7 +55,9 @@ def train(
 
 
 @recipes_app.command()
-def validate(paths: Annotated[list[Path] | None, typer.Argument(help="files or folders; default: recipes/")] = None) -> None:
+def validate(
+    paths: Annotated[list[Path] | None, typer.Argument(help="files or folders; default: recipes/")] = None,
+) -> None:
     """Check recipes without importing anything heavy; every broken one is named."""
     broken = 0
     files = [file for path in paths or [Path("recipes")] for file in _recipe_files(path)]

@@ -22,7 +22,9 @@ def resolve_model_path(path: str) -> str:
     local = Path(path).expanduser()
     if local.exists():
         if not (local / "config.json").exists():
-            raise UserError(f"model.path: {path!r} is a folder without a config.json; give the folder of a saved model.")
+            raise UserError(
+                f"model.path: {path!r} is a folder without a config.json; give the folder of a saved model."
+            )
         return str(local)
     if path.startswith(LOCAL_PREFIXES) or path.count("/") > 1:
         raise UserError(f"model.path: the folder {path!r} does not exist; give a saved model's folder or a Hub id.")

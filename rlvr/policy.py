@@ -15,8 +15,9 @@ from rlvr.types import Microbatch
 def attach_token_stats(model: PreTrainedModel) -> None:
     """Lets `model(..., token_query=(rows, positions, targets, temperature))` return (logprobs, entropy) [N].
 
-    The N queried tokens are read at (row, position) of the batch. The work is done inside `forward` so that DDP, FSDP and DeepSpeed see it through their wrappers. Other calls,
-    `generate` among them, are unchanged. Raises UserError for heads whose logits are scaled or capped after the product.
+    The N queried tokens are read at (row, position) of the batch. The work is done inside `forward` so that DDP, FSDP
+    and DeepSpeed see it through their wrappers. Other calls, `generate` among them, are unchanged. Raises UserError for
+    heads whose logits are scaled or capped after the product.
     """
     config = model.config.get_text_config().to_dict()
     for name in ("final_logit_softcapping", "logit_scale", "logits_scaling", "output_multiplier", "lm_head_multiplier"):
@@ -25,7 +26,9 @@ def attach_token_stats(model: PreTrainedModel) -> None:
     forward = model.forward
 
     @functools.wraps(type(model).forward)
-    def with_token_stats(*args: Any, token_query: tuple[Tensor, Tensor, Tensor, float] | None = None, **kwargs: Any) -> Any:
+    def with_token_stats(
+        *args: Any, token_query: tuple[Tensor, Tensor, Tensor, float] | None = None, **kwargs: Any
+    ) -> Any:
         if token_query is None:
             return forward(*args, **kwargs)
         rows, positions, targets, temperature = token_query

@@ -6,18 +6,22 @@ import signal
 from pathlib import Path
 from typing import Any
 
+import torch
 from accelerate import PartialState
 from datasets import Dataset
 from rich.console import Console
 from transformers import (
     PreTrainedTokenizerBase,
     PrinterCallback,
-    ProgressCallback as HFProgressCallback,
     TrainerCallback,
     TrainerControl,
     TrainerState,
     TrainingArguments,
 )
+from transformers import (
+    ProgressCallback as HFProgressCallback,
+)
+from transformers.utils.logging import disable_progress_bar
 from trl import GRPOConfig
 
 from rlvr import run_directory
@@ -42,7 +46,8 @@ class Interrupted(RunAborted):
 def run_recipe(loaded: LoadedRecipe, resume: bool) -> Path:
     """Trains and evaluates; returns the folder of the saved policy."""
     run_directory.claim(loaded, resume)
-    state = PartialState()
+    state = PartialState(cpu=_trainer_arguments(loaded)["use_cpu"])
+    disable_progress_bar()  # transformers draws one per weight file, across our own
     console = Console(quiet=not state.is_main_process)
     tokenizer = load_tokenizer(loaded.recipe.model)
     train_data = _dataset(loaded, loaded.recipe.data.train, tokenizer, "data.train")
@@ -91,12 +96,15 @@ def run_recipe(loaded: LoadedRecipe, resume: bool) -> Path:
 
 
 def _dataset(loaded: LoadedRecipe, source: DataSource, tokenizer: PreTrainedTokenizerBase, where: str) -> Dataset:
-    return build_dataset(load_rows(source, loaded.base_dir, where), loaded.recipe.data, tokenizer, where)
+    rows = load_rows(source, loaded.base_dir, where)
+    return build_dataset(rows, loaded.recipe.data, tokenizer, f"{where}: {source.dataset}")
 
 
 def _trainer_arguments(loaded: LoadedRecipe) -> dict[str, Any]:
     """The recipe's trainer section plus the fields that other sections own."""
     return {
+        "dataloader_pin_memory": torch.accelerator.is_available(),
+        "use_cpu": not torch.accelerator.is_available(),  # or else accelerate runs each process for itself
         **loaded.trainer,
         "output_dir": str(loaded.output_dir),
         "beta": loaded.algorithm.kl_coef,  # makes TRL load the reference model
@@ -123,7 +131,9 @@ def _conclude(loaded: LoadedRecipe, policy_dir: Path, console: Console) -> None:
         console.print(comparison_table(before, after))
     picture = loaded.output_dir / "learning_curve.png"
     draw_learning_curve(read_metrics(loaded.output_dir), before, after, picture)
-    console.print(f"policy          {policy_dir}\nlearning curve  {picture}\nmetrics         {loaded.output_dir}/metrics.jsonl")
+    console.print(
+        f"policy          {policy_dir}\nlearning curve  {picture}\nmetrics         {loaded.output_dir}/metrics.jsonl"
+    )
 
 
 class InterruptCallback(TrainerCallback):
@@ -142,9 +152,7 @@ class InterruptCallback(TrainerCallback):
         signal.signal(signal.SIGINT, self.previous)
         self.console.print("Interrupted: saving a checkpoint after this step (Ctrl-C again to stop at once).")
 
-    def on_step_end(
-        self, args: TrainingArguments, state: TrainerState, control: TrainerControl, **kwargs: Any
-    ) -> None:
+    def on_step_end(self, args: TrainingArguments, state: TrainerState, control: TrainerControl, **kwargs: Any) -> None:
         if self.requested:
             control.should_save = control.should_training_stop = True
 

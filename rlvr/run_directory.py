@@ -30,11 +30,13 @@ def claim(loaded: LoadedRecipe, resume: bool) -> None:
             f"{loaded.output_dir} already holds a run; go on with it by --resume, or choose another trainer.output_dir."
         )
     if (line := _first_difference(kept.read_text(), text)) is not None:
-        raise UserError(f"{loaded.output_dir} was started with another recipe (first difference: {line}); resume it unchanged.")
+        raise UserError(
+            f"{loaded.output_dir} was started with another recipe (first difference: {line}); resume it unchanged."
+        )
 
 
 def _first_difference(kept: str, new: str) -> str | None:
-    pairs = zip(kept.splitlines() + [""], new.splitlines() + [""], strict=False)
+    pairs = zip([*kept.splitlines(), ""], [*new.splitlines(), ""], strict=False)
     return next((f"{old.strip()!r} is now {now.strip()!r}" for old, now in pairs if old != now), None)
 
 

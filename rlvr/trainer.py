@@ -55,8 +55,8 @@ class RLVRTrainer(GRPOTrainer):
         if args.steps_per_generation % args.gradient_accumulation_steps:
             raise RecipeError(
                 f"trainer.steps_per_generation={args.steps_per_generation} must be a multiple of "
-                f"trainer.gradient_accumulation_steps={args.gradient_accumulation_steps}: the loss is normalised over the"
-                " whole optimiser step, which must come from one generation."
+                f"trainer.gradient_accumulation_steps={args.gradient_accumulation_steps}: the loss is normalised over"
+                " the whole optimiser step, which must come from one generation."
             )
         super().__init__(
             model=model,
@@ -148,12 +148,16 @@ class RLVRTrainer(GRPOTrainer):
         rows = self._with_frozen_logprobs(rows)
         accumulation = self.args.gradient_accumulation_steps
         windows = step_windows(
-            len(rows), self.args.steps_per_generation // accumulation, self._derived_seed("windows", self.state.global_step)
+            len(rows),
+            self.args.steps_per_generation // accumulation,
+            self._derived_seed("windows", self.state.global_step),
         )
         counts = torch.tensor([count_rows([rows[i] for i in window]) for window in windows], dtype=torch.float64)
         counts = self.accelerator.reduce(counts.to(self.accelerator.device, self._count_dtype), reduction="sum")
         return [
-            collate([rows[window[i]] for i in chunk], denominator, self._tokenizer.pad_token_id, self.accelerator.device)
+            collate(
+                [rows[window[i]] for i in chunk], denominator, self._tokenizer.pad_token_id, self.accelerator.device
+            )
             for window, (tokens, sequences, num_rows) in zip(windows, counts.tolist(), strict=True)
             for denominator in [Denominator(tokens, sequences, num_rows, self.max_completion_length)]
             for chunk in group_by_length([_length(rows[i]) for i in window], accumulation)
@@ -222,7 +226,9 @@ class RLVRTrainer(GRPOTrainer):
         old = self._frozen_logprobs(self.model, rows) if is_off_policy else [None] * len(rows)
         ref: Sequence[Tensor | None] = [None] * len(rows)
         if self.algorithm.kl_coef > 0:
-            without_adapter = nullcontext() if self.ref_model else self.accelerator.unwrap_model(self.model).disable_adapter()
+            without_adapter = (
+                nullcontext() if self.ref_model else self.accelerator.unwrap_model(self.model).disable_adapter()
+            )
             with without_adapter:
                 ref = self._frozen_logprobs(self.ref_model or self.model, rows)
         return [
@@ -274,7 +280,9 @@ class RLVRTrainer(GRPOTrainer):
     def _timed(self, stage: str) -> Iterator[None]:
         started = time.perf_counter()
         yield
-        self._metrics["train" if self.model.training else "eval"][f"time/{stage}_s"].append(time.perf_counter() - started)
+        self._metrics["train" if self.model.training else "eval"][f"time/{stage}_s"].append(
+            time.perf_counter() - started
+        )
 
 
 def _rewards_of_trl(**_: Any) -> list[float]:

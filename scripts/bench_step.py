@@ -1,4 +1,4 @@
-"""Step time of RLVRTrainer against plain trl.GRPOTrainer: same model, batch, lengths and reward, alternating in one run.
+"""Step time of RLVRTrainer against plain trl.GRPOTrainer: same model, batch and reward, alternating in one run.
 
     python scripts/bench_step.py [--model builtin://starter] [--rounds 8] [--steps 3] [--output docs/bench_step.json]
 

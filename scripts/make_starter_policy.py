@@ -3,7 +3,7 @@
     python scripts/make_starter_policy.py --work-dir runs/starter [--install]
 
 Two phases: `skills` teaches worked solutions, hints and hint writing; `manner` then mixes in hasty guesses and flawed
-formats, so that the policy can solve the tasks but does so unreliably, like a base model trained on text of mixed quality.
+formats, so that the policy can solve the tasks but does so unreliably, like a base model trained on mixed text.
 Interrupted, it goes on from its last saved step. `--install` copies the result into the package with a model card that
 holds the pass rates measured on reasoning-gym tasks whose prompts were kept out of the data.
 """
@@ -45,7 +45,9 @@ def build_tokenizer() -> PreTrainedTokenizerFast:
     words = [*WORDS.split(), *map(str, range(-299, 1000)), *map(chr, range(33, 127))]
     pieces = list(dict.fromkeys([*words, *(f"##{chr(code)}" for code in range(33, 127))]))
     tokenizer = Tokenizer(
-        models.WordPiece({piece: index for index, piece in enumerate(pieces)}, unk_token="<unk>", max_input_chars_per_word=200)
+        models.WordPiece(
+            {piece: index for index, piece in enumerate(pieces)}, unk_token="<unk>", max_input_chars_per_word=200
+        )
     )
     tokenizer.pre_tokenizer = pre_tokenizers.Sequence(
         [
@@ -143,7 +145,9 @@ def train(work_dir: Path, tokenizer: PreTrainedTokenizerFast) -> tuple[Qwen3ForC
     with Progress(*columns) as progress:
         bar = progress.add_task("starter", total=NUM_STEPS, completed=first_step)
         for step in range(first_step, NUM_STEPS):
-            rows = sorted(sample_rows(SEED, step, BATCH_ROWS, style_at(step), excluded), key=lambda row: len(row[0]) + len(row[1]))
+            rows = sorted(
+                sample_rows(SEED, step, BATCH_ROWS, style_at(step), excluded), key=lambda row: len(row[0]) + len(row[1])
+            )
             chunks = [encode(tokenizer, rows[i : i + CHUNK_ROWS]) for i in range(0, BATCH_ROWS, CHUNK_ROWS)]
             num_labels = sum(int((labels[:, 1:] != -100).sum()) for _, labels in chunks)
             loss = sum(backward(model, input_ids, labels, num_labels) for input_ids, labels in chunks)

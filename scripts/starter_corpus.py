@@ -108,7 +108,9 @@ def sample_chain_sum(rng: random.Random, num_terms: int) -> ChainSum:
 
 def sample_equation(rng: random.Random) -> Equation:
     """The equations of simple_equations with max_value=9, at most 3 terms and only + and - between them."""
-    const = rng.choice([-1, 1]) * rng.randint(1, 9) + (rng.choice([-1, 1]) * rng.randint(1, 9) if rng.random() < 0.5 else 0)
+    const = rng.choice([-1, 1]) * rng.randint(1, 9) + (
+        rng.choice([-1, 1]) * rng.randint(1, 9) if rng.random() < 0.5 else 0
+    )
     minus = rng.random() < 0.4
     return Equation(
         rng.randint(1, 9), const, minus and const > 0, rng.randint(1, 9), rng.choice("abcdefghijklmnopqrstuvwxyz")

@@ -1,4 +1,7 @@
-"""Entry point for launchers: accelerate launch --config_file recipes/accelerate/ddp.yaml scripts/train.py RECIPE [key=value ...]"""
+"""Entry point for launchers.
+
+    accelerate launch --config_file recipes/accelerate/ddp.yaml scripts/train.py RECIPE [key=value ...]
+"""
 
 import sys
 

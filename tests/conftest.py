@@ -12,7 +12,7 @@ import pytest
 import torch
 from datasets import Dataset
 from tokenizers import Tokenizer, models, pre_tokenizers
-from transformers import PreTrainedTokenizerFast, Qwen3Config, Qwen3ForCausalLM
+from transformers import PreTrainedTokenizerFast, PrinterCallback, Qwen3Config, Qwen3ForCausalLM
 from trl import GRPOConfig
 
 from rlvr.config.presets import PRESETS
@@ -110,7 +110,7 @@ def make_trainer(tmp_path: Path) -> MakeTrainer:
         **changes: Any,
     ) -> RLVRTrainer:
         assert preset in PRESETS
-        return RLVRTrainer(
+        trainer = RLVRTrainer(
             model or tiny_model(),
             trainer_arguments(tmp_path, **changes),
             algorithm=AlgorithmConfig(preset=preset, **(algorithm or {})).resolved(),
@@ -119,5 +119,7 @@ def make_trainer(tmp_path: Path) -> MakeTrainer:
             train_dataset=dataset or letter_dataset(),
             processing_class=tiny_tokenizer(),
         )
+        trainer.remove_callback(PrinterCallback)
+        return trainer
 
     return make

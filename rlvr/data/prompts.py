@@ -59,7 +59,7 @@ def _rendered(template: str, row: Row, where: str) -> str:
         return template.format_map(row)
     except KeyError as error:
         key, inner = str(error.args[0]), [key for value in row.values() if isinstance(value, dict) for key in value]
-        advice = nearest(key, [*row, *inner], "its columns and their keys are")
+        advice = nearest(key, [*row, *inner], f"its columns are {', '.join(row)}")
         raise DataError(f"{start} names {key!r}, which the row does not have; {advice}") from error
     except (LookupError, AttributeError, TypeError, ValueError) as error:
         raise DataError(f"{start} cannot be filled in: {error}; fields are {{column}} or {{column[key]}}") from error

@@ -52,7 +52,7 @@ def load_rows(source: DataSource, base_dir: Path, where: str) -> list[Row]:
 def _finished(row: Row, source: DataSource, number: int, where: str) -> Row:
     for theirs in source.columns.values():
         if theirs not in row:
-            advice = nearest(theirs, row, "its columns are")
+            advice = nearest(theirs, row, f"its columns are {', '.join(row)}")
             raise DataError(f"{where}: row {number} of {source.dataset} has no column {theirs!r}; {advice}")
     row = row | {ours: row[theirs] for ours, theirs in source.columns.items()}
     if "prompt" not in row and "question" in row:
@@ -78,7 +78,8 @@ def _procedural_rows(source: DataSource, where: str) -> list[Row]:
     task, _, query = source.dataset.removeprefix(PROCEDURAL).partition("?")
     where = f"{where}: {source.dataset}"
     if task not in DATASETS:
-        raise DataError(f"{where}: unknown task {task!r}; {nearest(task, DATASETS, 'tasks are')}")
+        advice = nearest(task, DATASETS, f"tasks are {', '.join(DATASETS)}")
+        raise DataError(f"{where}: unknown task {task!r}; {advice}")
     dataset_class, config_class = DATASETS[task]
     parameters = {"seed": 0, "size": 500} | _parameters(query, config_class, where)
     seed, size = parameters["seed"], parameters["size"]
@@ -107,7 +108,8 @@ def _parameters(query: str, config_class: type, where: str) -> dict[str, Any]:
         if not equals:
             raise DataError(f"{where}: parameter {part!r} has no value; write it as {part or 'name'}=value")
         if name not in names:
-            raise DataError(f"{where}: unknown parameter {name!r}; {nearest(name, names, 'parameters are')}")
+            advice = nearest(name, names, f"parameters are {', '.join(names)}")
+            raise DataError(f"{where}: unknown parameter {name!r}; {advice}")
         if name in parameters:
             raise DataError(f"{where}: parameter {name!r} is given twice; keep one")
         try:
@@ -165,9 +167,9 @@ def _local_path(name: str, base_dir: Path, where: str) -> Path | None:
         return None
     if not found:
         folders = " or ".join(dict.fromkeys(str(path.parent) for path in candidates))
-        siblings = sorted({each.name for path in candidates if path.parent.is_dir() for each in path.parent.iterdir()})
-        close = [each for each in siblings if Path(each).suffix in READERS]
-        advice = nearest(Path(name).name, close, "files there are") if close else "give the path of a data file"
+        folders_there = [path.parent for path in candidates if path.parent.is_dir()]
+        siblings = [each.name for folder in folders_there for each in folder.iterdir() if each.suffix in READERS]
+        advice = nearest(Path(name).name, siblings, "give the path of a data file")
         raise DataError(f"{where}: {name} does not exist in {folders}; {advice}")
     if not found[0].is_file():
         raise DataError(f"{where}: {found[0]} is a folder; give one file ending in {', '.join(READERS)}")
@@ -227,7 +229,7 @@ def _csv_rows(path: Path, where: str) -> list[Row]:
                 )
             rows.append(dict(row))
     except csv.Error as error:
-        raise DataError(f"{where}, line {reader.line_num}: not valid CSV ({error}); mend that line") from error
+        raise DataError(f"{where}, line {reader.reader.line_num}: not valid CSV ({error}); mend that line") from error
     return rows
 
 
@@ -256,15 +258,14 @@ READERS: dict[str, Callable[[Path, str], list[Row]]] = {
 
 def _hub_rows(source: DataSource, where: str) -> list[Row]:
     import datasets
-    from httpx import HTTPError
 
     subset = f", subset {source.subset!r}" if source.subset else ""
     try:
         dataset = datasets.load_dataset(source.dataset, source.subset, split=source.split)
-    except (OSError, ValueError, RuntimeError, HTTPError, datasets.exceptions.DatasetsError) as error:
+    except (OSError, ValueError, RuntimeError, datasets.exceptions.DatasetsError) as error:
         raise DataError(
             f"{where}: cannot load {source.dataset!r}{subset}, split {source.split!r}, from the Hub"
-            f" ({_first_line(error)}); check these names and the connection, or give a file ending in {', '.join(READERS)}"
+            f" ({_first_line(error)}); check these names and the connection, or give a {', '.join(READERS)} file"
         ) from error
     num_rows = len(dataset) if source.limit is None else min(len(dataset), source.limit)
     rows: list[Row] = dataset.select(range(num_rows)).to_list()

@@ -2,6 +2,7 @@
 
 import json
 from collections.abc import Mapping, Sequence
+from functools import partial
 from pathlib import Path
 from typing import Any
 
@@ -47,17 +48,21 @@ class EvaluationCallback(TrainerCallback):
 
     def run(self, moment: str) -> list[EvaluationResult]:
         """Evaluates every set on all ranks, with random numbers of its own, and writes `moment`.json."""
-        assert self.sample is not None and self.accelerator is not None
+        assert self.sample is not None
+        assert self.accelerator is not None
         accelerator = self.accelerator
         results = []
-        with torch.random.fork_rng(), Progress(*progress_columns(), disable=not accelerator.is_main_process) as progress:
+        with (
+            torch.random.fork_rng(),
+            Progress(*progress_columns(), disable=not accelerator.is_main_process) as progress,
+        ):
             for name, data in self.sets.items():
                 set_seed(self.config.seed + accelerator.process_index)
                 rows = _rank_rows(data, accelerator.process_index, accelerator.num_processes)
                 total = len(rows) * (self.config.num_samples + self.config.greedy)
                 bar = progress.add_task(f"evaluate {name} {moment}", total=total, note="")
                 records = evaluate_rows(
-                    rows, self.sample, self.functions, self.rewards, self.config, lambda n, bar=bar: progress.advance(bar, n)
+                    rows, self.sample, self.functions, self.rewards, self.config, partial(progress.advance, bar)
                 )
                 unique = {record.prompt_id: record for record in gather_object(records)}
                 results.append(summarise(name, list(unique.values()), self.config))

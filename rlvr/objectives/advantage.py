@@ -1,7 +1,7 @@
 """Advantages: a reward minus the baseline of its group.
 
-Rules shared by all functions here. Groups are given by id, may have any size and lie anywhere in the batch. NaN marks an
-unscorable reward: it enters no baseline and its advantage is 0. A group with fewer than two scorable rewards has no
+Rules shared by all functions here. Groups are given by id, may have any size and lie anywhere in the batch. NaN marks
+an unscorable reward: it enters no baseline and its advantage is 0. A group with fewer than two scorable rewards has no
 baseline, and one whose scorable rewards are all equal has nothing to prefer: the advantage is exactly 0 in both cases.
 """
 
@@ -47,7 +47,7 @@ def group_advantage(rewards: Tensor, group_ids: Tensor, *, ddof: int, eps: float
 
 
 def centered_advantage(rewards: Tensor, group_ids: Tensor, *, ddof: int, eps: float) -> Tensor:
-    """R - mean_g: Dr.GRPO, arXiv 2503.20783. `ddof` and `eps` belong to the common signature and have no effect here."""
+    """R - mean_g: Dr.GRPO, arXiv 2503.20783. `ddof` and `eps` belong to the shared signature and have no effect."""
     mean, _, informative = _group_statistics(rewards, group_ids, ddof)
     return torch.where(informative, rewards - mean, 0.0)
 

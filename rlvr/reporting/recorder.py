@@ -16,7 +16,9 @@ class RecorderCallback(TrainerCallback):
 
     def __init__(self, run_dir: Path, completions_every: int) -> None:
         self.run_dir, self.completions_every = run_dir, completions_every
-        self.latest_completions: Callable[[], dict[str, list[Any]]] | None = None  # the trainer's, known once it is built
+        self.latest_completions: Callable[[], dict[str, list[Any]]] | None = (
+            None  # the trainer's, known once it is built
+        )
 
     def on_log(
         self,
@@ -31,9 +33,7 @@ class RecorderCallback(TrainerCallback):
             with (self.run_dir / "metrics.jsonl").open("a") as file:
                 file.write(json.dumps(record) + "\n")
 
-    def on_step_end(
-        self, args: TrainingArguments, state: TrainerState, control: TrainerControl, **kwargs: Any
-    ) -> None:
+    def on_step_end(self, args: TrainingArguments, state: TrainerState, control: TrainerControl, **kwargs: Any) -> None:
         assert self.latest_completions is not None
         due = self.completions_every > 0 and state.global_step % self.completions_every == 0
         if due and state.is_world_process_zero:

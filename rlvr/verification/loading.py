@@ -106,7 +106,7 @@ def _member(module: ModuleType, name: str, use: str) -> Any:
     members = vars(module)
     if name not in members:
         own = [each for each, value in members.items() if inspect.isfunction(value) and not each.startswith("_")]
-        advice = nearest(name, own, "functions there are") if own else "it defines no function"
+        advice = nearest(name, own, f"its functions are {', '.join(own)}") if own else "it defines no function"
         raise RewardError(f"reward {use!r}: the module has no function {name!r}; {advice}")
     return members[name]
 
@@ -121,5 +121,5 @@ def _check_args(use: str, function: Reward, args: Mapping[str, Any]) -> None:
             raise RewardError(f"reward {use!r}: argument {name!r} is given by the trainer; remove it from `args`")
         if name not in names and not takes_any:
             options = [each for each in names if each not in GIVEN_BY_TRAINER]
-            advice = nearest(name, options, "arguments are") if options else "it takes none"
+            advice = nearest(name, options, f"arguments are {', '.join(options)}") if options else "it takes none"
             raise RewardError(f"reward {use!r} does not accept the argument {name!r}; {advice}")

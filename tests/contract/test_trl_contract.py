@@ -1,4 +1,4 @@
-"""What the trainer relies on inside TRL. A failure here names what to look at in rlvr/trainer.py before upgrading TRL."""
+"""What the trainer relies on inside TRL. A failure names what to look at in rlvr/trainer.py before upgrading TRL."""
 
 import inspect
 from collections import defaultdict
@@ -43,7 +43,9 @@ def test_attributes_that_the_trainer_reads_exist(make_trainer: MakeTrainer) -> N
 
 
 def test_hf_trainer_does_not_rescale_the_loss(make_trainer: MakeTrainer) -> None:
-    assert make_trainer().compute_loss_func is not None, "TRL no longer switches HF's division by accumulation steps off"
+    assert make_trainer().compute_loss_func is not None, (
+        "TRL no longer switches HF's division by accumulation steps off"
+    )
 
 
 def test_generate_returns_what_a_rollout_is_made_of(make_trainer: MakeTrainer) -> None:

@@ -9,6 +9,7 @@ from pathlib import Path
 import pytest
 import torch
 
+from rlvr.config import PRESETS
 from tests.conftest import ROOT
 
 CONFIG = ROOT / "recipes" / "accelerate" / "cpu2.yaml"
@@ -29,17 +30,25 @@ def launch(arguments: list[str], processes: int, cwd: Path) -> None:
     assert result.returncode == 0, result.stdout + result.stderr
 
 
-@pytest.mark.parametrize("preset", ["dapo", "grpo", "dr_grpo"])
-def test_first_step_gradient_equals_one_process(tmp_path: Path, preset: str) -> None:
-    worker = str(ROOT / "tests" / "distributed" / "worker.py")
+@pytest.fixture(scope="module")
+def steps(tmp_path_factory: pytest.TempPathFactory) -> Path:
+    """One step of every preset, by one process and by two."""
+    folder = tmp_path_factory.mktemp("steps")
     for processes in (1, 2):
-        launch([worker, str(tmp_path / str(processes)), preset, str(processes)], processes, tmp_path)
-    one, two = (torch.load(tmp_path / n / "gradient.pt", weights_only=True) for n in ("1", "2"))
+        launch(
+            [str(ROOT / "tests/distributed/worker.py"), str(folder / str(processes)), str(processes)], processes, folder
+        )
+    return folder
+
+
+@pytest.mark.parametrize("preset", PRESETS)
+def test_first_step_gradient_equals_one_process(steps: Path, preset: str) -> None:
+    one, two = (torch.load(steps / n / preset / "gradient.pt", weights_only=True) for n in ("1", "2"))
     assert set(one) == set(two)
     for name, expected in one.items():
         torch.testing.assert_close(two[name], expected, rtol=1e-4, atol=1e-7, msg=lambda m, n=name: f"{n}: {m}")
     assert sum(g.norm() for g in one.values()) > 1e-3
-    first, second = (torch.load(tmp_path / n / "metrics.pt", weights_only=True) for n in ("1", "2"))
+    first, second = (torch.load(steps / n / preset / "metrics.pt", weights_only=True) for n in ("1", "2"))
     for name in ("reward/mean", "entropy/mean_token", "loss/policy", "advantage/abs_mean", "groups/solved_frac"):
         assert second[name] == pytest.approx(first[name], rel=1e-5, abs=1e-7), name
 

@@ -1,4 +1,4 @@
-"""Trains one step on fixed rollouts and saves the gradient. Run by the tests: worker.py OUTPUT_DIR PRESET."""
+"""Trains one step per preset on fixed rollouts and saves the gradients: worker.py OUTPUT_DIR PROCESSES."""
 
 import sys
 from collections.abc import Mapping, Sequence
@@ -8,6 +8,7 @@ from typing import Any
 import torch
 from transformers import TrainerCallback
 
+from rlvr.config import PRESETS
 from rlvr.config.schema import AlgorithmConfig, RewardsConfig
 from rlvr.trainer import RLVRTrainer
 from rlvr.types import Rollouts
@@ -64,28 +65,27 @@ class GradientSaver(TrainerCallback):
             torch.save(grads, self.path)
 
 
-def main() -> None:
-    output_dir, preset = Path(sys.argv[1]), sys.argv[2]
-    processes = int(sys.argv[3])
+def train_one_step(folder: Path, preset: str, processes: int) -> None:
+    folder.mkdir(parents=True, exist_ok=True)
     trainer = FixedRolloutTrainer(
         tiny_model(),
         trainer_arguments(
-            output_dir, max_steps=1, per_device_train_batch_size=NUM_ROWS // 2 // processes, max_grad_norm=0.0
+            folder, max_steps=1, per_device_train_batch_size=NUM_ROWS // 2 // processes, max_grad_norm=0.0
         ),
         algorithm=AlgorithmConfig(preset=preset).resolved(),
         reward_functions=[RewardFunction("score", 1.0, score_reward)],
         rewards=RewardsConfig.model_validate({"functions": [{"use": "exact", "name": "score"}]}),
         train_dataset=letter_dataset(),
         processing_class=tiny_tokenizer(),
-        callbacks=[GradientSaver(output_dir / "gradient.pt")],
+        callbacks=[GradientSaver(folder / "gradient.pt")],
     )
     assert trainer.accelerator.num_processes == processes
-    output_dir.mkdir(parents=True, exist_ok=True)
     trainer.train()
     if trainer.accelerator.is_main_process:
         metrics = {k: v for k, v in trainer.state.log_history[0].items() if isinstance(v, float)}
-        torch.save(metrics, output_dir / "metrics.pt")
+        torch.save(metrics, folder / "metrics.pt")
 
 
 if __name__ == "__main__":
-    main()
+    for each in PRESETS:
+        train_one_step(Path(sys.argv[1]) / each, each, int(sys.argv[2]))

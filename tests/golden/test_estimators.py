@@ -34,12 +34,12 @@ def test_pass_at_k_by_hand() -> None:
 
 @pytest.mark.parametrize(("num_samples", "num_correct", "k"), [(4, 2, 5), (4, 2, 0), (4, 5, 1), (4, -1, 1)])
 def test_pass_at_k_refuses_impossible_counts(num_samples: int, num_correct: int, k: int) -> None:
-    with pytest.raises(ValueError):
+    with pytest.raises(ValueError, match="not defined"):
         pass_at_k(num_samples, num_correct, k)
 
 
 def test_bootstrap_refuses_an_empty_sample() -> None:
-    with pytest.raises(ValueError):
+    with pytest.raises(ValueError, match="at least one"):
         bootstrap_interval([], num_resamples=10, seed=0)
 
 

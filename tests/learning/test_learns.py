@@ -6,24 +6,23 @@ from tests.conftest import MakeTrainer, first_letter_reward, letter_dataset, tin
 
 
 def test_policy_learns_to_copy_the_first_letter(make_trainer: MakeTrainer) -> None:
-    """From chance (1 in 13) to most answers right; an untrained two-layer policy, a bound far from the usual result."""
+    """From chance (1 in 16) to most answers right; three seeds ended between 0.85 and 0.97."""
     trainer = make_trainer(
         "dapo",
         first_letter_reward,
         model=tiny_model(seed=1, hidden_size=32),
         dataset=letter_dataset(256),
-        max_steps=150,
-        per_device_train_batch_size=64,
+        max_steps=300,
+        per_device_train_batch_size=128,
         gradient_accumulation_steps=1,
-        num_generations=8,
+        num_generations=16,
         max_completion_length=1,
-        learning_rate=1e-2,
-        num_train_epochs=100,
+        learning_rate=5e-3,
     )
     trainer.train()
     rates = [log["outcome/pass_rate"] for log in trainer.state.log_history if "outcome/pass_rate" in log]
-    assert sum(rates[:5]) / 5 < 0.3
-    assert sum(rates[-10:]) / 10 > 0.6
+    assert sum(rates[:5]) / 5 < 0.2
+    assert sum(rates[-10:]) / 10 > 0.7
 
 
 def test_same_seed_gives_the_same_run(make_trainer: MakeTrainer) -> None:

@@ -146,7 +146,13 @@ def test_run_leaves_what_it_promises(recipe: Path) -> None:
     assert result.exit_code == 0, result.output + repr(result.exception)
     run = recipe.parent / "run"
     expected = ["completions/step-000001.parquet", "evaluations/after.json", "evaluations/before.json", "run.json"]
-    expected += ["learning_curve.png", "metrics.jsonl", "policy/model.safetensors", "policy/tokenizer.json", "recipe.yaml"]
+    expected += [
+        "learning_curve.png",
+        "metrics.jsonl",
+        "policy/model.safetensors",
+        "policy/tokenizer.json",
+        "recipe.yaml",
+    ]
     assert [name for name in expected if not (run / name).exists()] == []
     assert "pass@1" in result.output
     assert str(run / "policy") in result.output.replace("\n", "")
@@ -182,7 +188,7 @@ def test_ctrl_c_saves_a_checkpoint_and_the_run_goes_on(recipe: Path) -> None:
     assert resumed.exit_code == 0, resumed.output + repr(resumed.exception)
     steps = [json.loads(line)["step"] for line in (run / "metrics.jsonl").read_text().splitlines()]
     assert steps[-1] == 400
-    assert [s for s in steps if s > step][0] == step + 1
+    assert next(s for s in steps if s > step) == step + 1
 
 
 def test_validate_names_every_broken_recipe(recipe: Path) -> None:
