@@ -24,6 +24,8 @@ lint: $(STAMP)
 	$(VENV)/bin/ruff check .
 	$(VENV)/bin/ruff format --check .
 	$(VENV)/bin/python scripts/check_structure.py
+	$(VENV)/bin/hadolint Dockerfile
+	$(VENV)/bin/rlvr recipes validate recipes
 
 types: $(STAMP)
 	$(VENV)/bin/mypy

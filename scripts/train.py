@@ -1,6 +1,6 @@
 """Entry point for launchers.
 
-    accelerate launch --config_file recipes/accelerate/ddp.yaml scripts/train.py RECIPE [key=value ...]
+accelerate launch --config_file recipes/accelerate/ddp.yaml scripts/train.py RECIPE [key=value ...]
 """
 
 import sys

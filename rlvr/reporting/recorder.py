@@ -10,6 +10,8 @@ from transformers import TrainerCallback, TrainerControl, TrainerState, Training
 
 from rlvr.reporting.completions import write_completions
 
+HELD_OUT = "held-out pass@1, 95% interval"
+
 
 class RecorderCallback(TrainerCallback):
     """Appends one JSON line per log record and writes the newest completions, on the main process only."""
@@ -80,9 +82,10 @@ def draw_learning_curve(
         for result in results:
             point = result["estimates"]["pass@1"]
             error = [[point["value"] - point["low"]], [point["high"] - point["value"]]]
-            axes[0].errorbar([step], [point["value"]], yerr=error, fmt="o", color="black", capsize=4)
+            axes[0].errorbar([step], [point["value"]], yerr=error, fmt="o", color="black", capsize=4, label=HELD_OUT)
     axes[0].set(ylim=(0, 1))
     if after:
-        axes[0].annotate("held-out pass@1, 95% interval", (0.04, 0.92), xycoords="axes fraction")
+        handles, labels = axes[0].get_legend_handles_labels()
+        axes[0].legend(handles[:1], labels[:1], loc="lower right", frameon=False)
     figure.savefig(path, dpi=120)
     plt.close(figure)
