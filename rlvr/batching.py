@@ -11,8 +11,13 @@ from rlvr.types import Microbatch, TrainRow
 
 
 def group_by_length(lengths: Sequence[int], num_microbatches: int) -> list[list[int]]:
-    """Row indices of each micro-batch: equally many rows, neighbours in length, so that little is padding."""
-    rows_each = len(lengths) // num_microbatches
+    """Row indices of each micro-batch: equally many rows, neighbours in length, so that little is padding.
+
+    Raises ValueError when they do not divide: a dropped row would still be counted in the denominators.
+    """
+    rows_each, rest = divmod(len(lengths), num_microbatches)
+    if rest:
+        raise ValueError(f"{len(lengths)} rows do not divide into {num_microbatches} micro-batches of equal size")
     order = sorted(range(len(lengths)), key=lambda row: (lengths[row], row))
     return [order[first : first + rows_each] for first in range(0, rows_each * num_microbatches, rows_each)]
 

@@ -102,13 +102,17 @@ def _dataset(loaded: LoadedRecipe, source: DataSource, tokenizer: PreTrainedToke
 
 def _trainer_arguments(loaded: LoadedRecipe) -> dict[str, Any]:
     """The recipe's trainer section plus the fields that other sections own."""
+    model = loaded.recipe.model
     return {
         "dataloader_pin_memory": torch.accelerator.is_available(),
         "use_cpu": not torch.accelerator.is_available(),  # or else accelerate runs each process for itself
         **loaded.trainer,
         "output_dir": str(loaded.output_dir),
         "beta": loaded.algorithm.kl_coef,  # makes TRL load the reference model
-        "report_to": [tracker for tracker in loaded.recipe.report.to],
+        "report_to": list(loaded.recipe.report.to),
+        "trust_remote_code": model.trust_remote_code,
+        # TRL loads the reference model of the KL penalty by itself: it must be the revision the policy starts from.
+        "model_init_kwargs": {"revision": model.revision} if loaded.algorithm.kl_coef > 0 else None,
         "eval_strategy": "no",
     }
 

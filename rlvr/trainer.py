@@ -58,6 +58,11 @@ class RLVRTrainer(GRPOTrainer):
                 f"trainer.gradient_accumulation_steps={args.gradient_accumulation_steps}: the loss is normalised over"
                 " the whole optimiser step, which must come from one generation."
             )
+        if args.beta != algorithm.kl_coef:
+            raise RecipeError(
+                f"args.beta={args.beta} must equal algorithm.kl_coef={algorithm.kl_coef}: by it TRL decides whether to"
+                " load the reference model."
+            )
         super().__init__(
             model=model,
             reward_funcs=[_rewards_of_trl],

@@ -22,6 +22,7 @@ from datasets import Dataset
 from rich.console import Console
 from rich.progress import track
 from rich.table import Table
+from transformers import PrinterCallback
 from trl import GRPOConfig, GRPOTrainer
 
 from rlvr.config.schema import AlgorithmConfig, DataConfig, DataSource, ModelConfig, RewardsConfig
@@ -80,6 +81,7 @@ def build(kind: str, folder: str, steps: int, options: argparse.Namespace, data:
 
 
 def seconds_per_step(trainer: GRPOTrainer, steps: int) -> float:
+    trainer.remove_callback(PrinterCallback)
     started = time.perf_counter()
     trainer.train()
     return (time.perf_counter() - started) / steps

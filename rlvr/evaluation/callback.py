@@ -1,11 +1,14 @@
 """Evaluation before the first and after the last optimiser step of a run."""
 
 import json
-from collections.abc import Mapping, Sequence
+import random
+from collections.abc import Iterator, Mapping, Sequence
+from contextlib import contextmanager
 from functools import partial
 from pathlib import Path
 from typing import Any
 
+import numpy as np
 import torch
 from accelerate import Accelerator
 from accelerate.utils import gather_object
@@ -17,6 +20,16 @@ from rlvr.config.schema import EvaluationConfig, RewardsConfig
 from rlvr.evaluation.evaluate import EvaluationResult, Sampler, evaluate_rows, summarise
 from rlvr.reporting.console import progress_columns
 from rlvr.verification import RewardFunction
+
+
+@contextmanager
+def own_random_numbers() -> Iterator[None]:
+    """Puts every generator back as it was: rewards may draw from `random` or NumPy as well as from torch."""
+    python_state, numpy_state = random.getstate(), np.random.get_state()
+    with torch.random.fork_rng():
+        yield
+    random.setstate(python_state)
+    np.random.set_state(numpy_state)
 
 
 class EvaluationCallback(TrainerCallback):
@@ -53,7 +66,7 @@ class EvaluationCallback(TrainerCallback):
         accelerator = self.accelerator
         results = []
         with (
-            torch.random.fork_rng(),
+            own_random_numbers(),
             Progress(*progress_columns(), disable=not accelerator.is_main_process) as progress,
         ):
             for name, data in self.sets.items():

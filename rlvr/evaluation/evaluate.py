@@ -39,7 +39,7 @@ class EvaluationResult:
     estimates: dict[str, Estimate]  # pass@1, pass@8, greedy, ...
     mean_length: float  # completion tokens of the samples
     truncated_frac: float
-    mean_reward: float
+    mean_reward: float | None  # None when no completion has a reward
 
     def to_json(self) -> dict[str, Any]:
         return asdict(self)
@@ -95,12 +95,14 @@ def evaluate_rows(
 
 def summarise(name: str, records: Sequence[PromptRecord], config: EvaluationConfig) -> EvaluationResult:
     """The estimates over all prompts; prompts are the unit of resampling, because samples of one prompt are alike."""
-    scored = [record for record in records if None not in record.outcomes]
+    if not records:
+        raise ValueError(f"the evaluation set {name!r} has no prompts")
+    scored = [r for r in records if None not in r.outcomes and not (config.greedy and r.greedy_outcome is None)]
     values: dict[str, list[float]] = {}
     for k in config.k:
         values[f"pass@{k}"] = [pass_at_k(len(r.outcomes), sum(o == 1.0 for o in r.outcomes), k) for r in scored]
     if config.greedy:
-        values["greedy"] = [r.greedy_outcome for r in scored if r.greedy_outcome is not None]
+        values["greedy"] = [float(r.greedy_outcome == 1.0) for r in scored]
     lengths = [length for record in records for length in record.lengths]
     all_rewards = [reward for record in records for reward in record.rewards if reward is not None]
     return EvaluationResult(
@@ -111,7 +113,7 @@ def summarise(name: str, records: Sequence[PromptRecord], config: EvaluationConf
         estimates={metric: _estimate(each, config.seed) for metric, each in values.items() if each},
         mean_length=sum(lengths) / len(lengths),
         truncated_frac=sum(record.num_truncated for record in records) / len(lengths),
-        mean_reward=sum(all_rewards) / max(len(all_rewards), 1),
+        mean_reward=sum(all_rewards) / len(all_rewards) if all_rewards else None,
     )
 
 

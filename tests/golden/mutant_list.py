@@ -1,0 +1,234 @@
+"""The faults that `tests.golden.mutants` plants, and the test files that should notice each."""
+
+from dataclasses import dataclass
+
+
+@dataclass(frozen=True)
+class Mutant:
+    """One fault: `old`, which occurs exactly once in `file` (under rlvr/), becomes `new`."""
+
+    file: str
+    old: str
+    new: str
+    description: str
+    tests: tuple[str, ...] = ()
+
+
+ADVANTAGE, POLICY = "objectives/advantage.py", "objectives/policy_loss.py"
+KL, AGGREGATION = "objectives/kl.py", "objectives/aggregation.py"
+STATS, ESTIMATORS = "ops/token_stats.py", "evaluation/estimators.py"
+
+# (file under rlvr/, old text, new text, description)
+FAULTS: tuple[tuple[str, str, str, str], ...] = (
+    (POLICY, "return -torch.minimum", "return torch.minimum", "sign of the loss"),
+    (POLICY, "torch.minimum(", "torch.maximum(", "max instead of min"),
+    (POLICY, "logprobs - old_logprobs.detach()", "old_logprobs.detach() - logprobs", "ratio inverted"),
+    (POLICY, "torch.exp(logprobs - old_logprobs.detach())", "1.0 + logprobs - old_logprobs.detach()", "no exponential"),
+    (POLICY, "clamp(1.0 - clip_low, 1.0 + clip_high)", "clamp(1.0 - clip_high, 1.0 + clip_low)", "bounds swapped"),
+    (POLICY, "clamp(1.0 - clip_low, 1.0 + clip_high)", "clamp(1.0 - clip_low, 1.0 + clip_low)", "clip_high ignored"),
+    (POLICY, "clamp(1.0 - clip_low, 1.0 + clip_high)", "clamp(max=1.0 + clip_high)", "no lower bound"),
+    (POLICY, "clamp(1.0 - clip_low, 1.0 + clip_high)", "clamp(min=1.0 - clip_low)", "no upper bound"),
+    (POLICY, "clipped * advantages", "ratio * advantages", "no clipping"),
+    (POLICY, "(ratio * advantages", "(clipped * advantages", "clipped term only"),
+    (POLICY, "exp(logprobs - old_logprobs.detach())", "exp((logprobs - old_logprobs).detach())", "gradient detached"),
+    (POLICY, "logprobs - old_logprobs.detach()", "logprobs - old_logprobs", "gradient through old_logprobs"),
+    (POLICY, "(advantages < 0)", "(advantages > 0)", "low clip fraction with the wrong sign"),
+    (POLICY, "(ratio > 1.0 + clip_high)", "(ratio > 1.0 + clip_low)", "high clip fraction at the wrong bound"),
+    (KL, "ref_logprobs.detach() - logprobs", "logprobs - ref_logprobs.detach()", "direction of the KL"),
+    (KL, "torch.exp(difference) - difference - 1.0", "1.0 + difference - torch.exp(difference)", "sign of the KL"),
+    (KL, "torch.exp(difference) - difference - 1.0", "-difference", "k1 instead of k3"),
+    (KL, "torch.exp(difference) - difference - 1.0", "0.5 * difference.square()", "k2 instead of k3"),
+    (KL, "- difference - 1.0", "- difference", "k3 without the minus one"),
+    (KL, "ref_logprobs.detach() - logprobs", "ref_logprobs.detach() - logprobs.detach()", "KL without gradient"),
+    (AGGREGATION, "torch.where(loss_mask, values, 0.0), loss", "values, loss", "padding unmasked"),
+    (AGGREGATION, "torch.where(loss_mask, values, 0.0)", "values * loss_mask", "NaN at padding leaks"),
+    (AGGREGATION, "max(denominator.num_loss_tokens, 1.0)", "loss_mask.sum().clamp(min=1)", "local token count"),
+    (AGGREGATION, "max(denominator.num_loss_tokens, 1.0)", "values.numel()", "padded token count"),
+    (
+        AGGREGATION,
+        "loss_mask.sum(dim=1).clamp(min=1)",
+        "loss_mask.shape[1]",
+        "sequence mean divides by the padded width",
+    ),
+    (AGGREGATION, "loss_mask.sum(dim=1).clamp(min=1)", "loss_mask.sum(dim=1)", "empty row divides by zero"),
+    (AGGREGATION, "values.sum(dim=1) / lengths", "values.sum(dim=1)", "sequence mean does not divide by the length"),
+    (AGGREGATION, "max(denominator.num_sequences", "max(denominator.num_rows", "sequence mean counts empty rows"),
+    (AGGREGATION, "max(denominator.num_sequences", "max(loss_mask.any(dim=1).sum()", "local sequence count"),
+    (AGGREGATION, "* denominator.max_completion_length", "* values.shape[1]", "constant uses the padded width"),
+    (AGGREGATION, "denominator.num_rows *", "denominator.num_sequences *", "constant leaves out empty rows"),
+    (AGGREGATION, "denominator.num_rows *", "values.shape[0] *", "constant counts local rows"),
+    (AGGREGATION, '"token_mean": _token_mean', '"token_mean": _sequence_mean', "token_mean is the sequence mean"),
+    (ADVANTAGE, "(rewards - mean) / (std", "rewards / (std", "group advantage uncentred"),
+    (ADVANTAGE, "torch.where(informative, rewards - mean, 0.0)", "torch.where(informative, rewards, 0.0)", "uncentred"),
+    (ADVANTAGE, "total(values) / count.clamp(min=1.0)", "rewards.nanmean().expand_as(rewards)", "mean of the batch"),
+    (ADVANTAGE, "torch.unique(group_ids", "torch.unique_consecutive(group_ids", "only neighbours form a group"),
+    (ADVANTAGE, "(count - ddof)", "count", "ddof ignored as 0"),
+    (ADVANTAGE, "(count - ddof)", "(count - 1)", "ddof ignored as 1"),
+    (ADVANTAGE, ".clamp(min=1.0)).sqrt()", ".clamp(min=1.0))", "variance instead of std"),
+    (ADVANTAGE, "(std + eps)", "std.clamp(min=eps)", "eps as a floor"),
+    (ADVANTAGE, "(std + eps)", "(std.square() + eps).sqrt()", "eps under the root"),
+    (ADVANTAGE, "(std + eps)", "(rewards[~rewards.isnan()].std() + eps)", "std of the batch"),
+    (
+        ADVANTAGE,
+        "total(scorable.to(rewards.dtype))",
+        "total(torch.ones_like(rewards))",
+        "unscorable counted in the mean",
+    ),
+    (ADVANTAGE, "torch.where(scorable, rewards - mean, 0.0)", "values - mean", "unscorable counted in the std"),
+    (ADVANTAGE, "informative = scorable & ", "informative = ", "unscorable gets NaN"),
+    (ADVANTAGE, " & (highest > lowest)", "", "guard of equal rewards removed"),
+    (ADVANTAGE, "(highest > lowest)", "(highest > lowest + 1e-3)", "nearly equal rewards zeroed"),
+    (ADVANTAGE, "(count >= 2)", "(count >= 3)", "pairs have no signal"),
+    (STATS, "torch.float32)) / temperature", "torch.float32)) * temperature", "temperature multiplied"),
+    (STATS, "torch.float32)) / temperature", "torch.float32))", "temperature ignored"),
+    (STATS, "entropy = -(", "entropy = (", "sign of the entropy"),
+    (STATS, "(log_probs.exp() * log_probs).sum(dim=-1)", "log_probs.mean(dim=-1)", "entropy unweighted"),
+    (STATS, "log_probs.exp() * log_probs", "log_probs.exp().detach() * log_probs", "entropy without gradient"),
+    (STATS, "torch.log_softmax(logits, dim=-1)", "torch.log_softmax(logits.detach(), dim=-1)", "gradient detached"),
+    (STATS, "torch.log_softmax(logits, dim=-1)", "logits - logits.exp().sum(-1, keepdim=True).log()", "overflow"),
+    (STATS, "torch.log_softmax(logits, dim=-1)", "torch.log_softmax(logits, dim=0)", "softmax over the tokens"),
+    (STATS, "linear(hidden, weight, bias)", "linear(hidden, weight)", "bias dropped"),
+    (STATS, "linear(hidden, weight, bias)", "linear(hidden, weight.detach(), bias)", "head without gradient"),
+    (STATS, "targets.unsqueeze(-1)", "targets.roll(1).unsqueeze(-1)", "targets shifted by one"),
+    (STATS, "torch.cat(logprobs)", "torch.cat(logprobs[::-1])", "tiles in the wrong order"),
+    (STATS, "hidden.shape[0] <= tile_tokens", "hidden.shape[0] >= tile_tokens", "tiles not used"),
+    (ESTIMATORS, "return 1.0 - math.comb", "return math.comb", "pass@k without the complement"),
+    (ESTIMATORS, "(num_samples - num_correct, k)", "(num_samples - num_correct, k - 1)", "pass@k off by one"),
+    (ESTIMATORS, "/ math.comb(num_samples, k)", "/ math.comb(num_samples + 1, k)", "pass@k of one sample more"),
+    (
+        ESTIMATORS,
+        "math.comb(num_samples - num_correct, k) / math.comb(num_samples, k)",
+        "(1.0 - num_correct / num_samples) ** k",
+        "pass@k biased",
+    ),
+    (ESTIMATORS, "tail = (1.0 - level) / 2.0", "tail = 1.0 - level", "bootstrap level one-sided"),
+    (ESTIMATORS, "level: float = 0.95", "level: float = 0.9", "bootstrap default level"),
+    (ESTIMATORS, "default_rng(seed)", "default_rng(0)", "bootstrap seed ignored"),
+    (ESTIMATORS, "default_rng(seed)", "default_rng()", "bootstrap not deterministic"),
+    (ESTIMATORS, "size=(num_resamples, len(sample))", "size=(num_resamples, 2 * len(sample))", "resamples too large"),
+    (ESTIMATORS, "integers(0, len(sample)", "integers(0, max(len(sample) - 1, 1)", "last prompt never drawn"),
+    (ESTIMATORS, "sample[picks].mean(axis=1)", "np.median(sample[picks], axis=1)", "bootstrap of the median"),
+    (ESTIMATORS, "[tail, 1.0 - tail]", "[1.0 - tail, tail]", "bootstrap ends swapped"),
+)
+
+OBJECTIVE, BATCHING, MODEL, TRAINER = "objectives/objective.py", "batching.py", "policy.py", "trainer.py"
+EVALUATE, CALLBACK, METRICS = "evaluation/evaluate.py", "evaluation/callback.py", "reporting/metrics.py"
+
+# Faults of the step around the maths.
+STEP_FAULTS: tuple[tuple[str, str, str, str], ...] = (
+    (POLICY, "advantages = advantages.detach()", "advantages = advantages + 0.0", "gradient through the advantages"),
+    (OBJECTIVE, "torch.where(mask, stats.logprobs, 0.0)", "stats.logprobs", "NaN at padding leaks into the gradient"),
+    (
+        OBJECTIVE,
+        "**clip), mask, denominator, algorithm.aggregation",
+        '**clip), mask, denominator, "token_mean"',
+        "rule",
+    ),
+    (
+        OBJECTIVE,
+        "penalty, mask, denominator, algorithm.aggregation",
+        'penalty, mask, denominator, "token_mean"',
+        "KL rule",
+    ),
+    (OBJECTIVE, "algorithm.kl_coef * aggregate", "aggregate", "kl_coef ignored"),
+    (OBJECTIVE, "StepLoss(policy_loss + kl_loss", "StepLoss(policy_loss", "KL reported but not in the loss"),
+    (OBJECTIVE, "token_share(old_logprobs - logprobs)", "token_share(logprobs - old_logprobs)", "sign of kl/k1_old"),
+    (OBJECTIVE, '"clip/low_frac": token_share(low_mask)', '"clip/low_frac": token_share(high_mask)', "clip fraction"),
+    (OBJECTIVE, 'mask, denominator, "token_mean")', "mask, denominator, algorithm.aggregation)", "metrics by the rule"),
+    (
+        OBJECTIVE,
+        '"clip_high": algorithm.clip_high',
+        '"clip_high": algorithm.clip_low',
+        "clip_high of the recipe ignored",
+    ),
+    (OBJECTIVE, '"loss/kl": kl_loss.detach()', '"loss/kl": kl_loss', "a metric keeps the graph"),
+    (OBJECTIVE, "token_share(stats.entropy)", "stats.entropy.mean().detach()", "entropy over padding"),
+    (BATCHING, "context_lengths.unsqueeze(1) - 1 +", "context_lengths.unsqueeze(1) +", "predictor off by one"),
+    (
+        BATCHING,
+        "padded([torch.ones_like(ids) for ids in sequences], 0)",
+        "input_ids.ne(pad_token_id).long()",
+        "attention mask guessed from the padding token",
+    ),
+    (BATCHING, "(lengths[row], row)", "row", "micro-batches in input order"),
+    (BATCHING, ".manual_seed(seed)", ".manual_seed(0)", "seed of the windows ignored"),
+    (BATCHING, "float(sum(t > 0 for t in tokens))", "float(len(tokens))", "masked rows counted as sequences"),
+    (BATCHING, "torch.tensor(row.loss_mask, dtype", "torch.ones(len(row.loss_mask), dtype", "tool tokens in the loss"),
+    (BATCHING, "stacked([row.ref_logprobs", "stacked([row.old_logprobs", "old log-probs as the reference's"),
+    (
+        MODEL,
+        "batch.completion_ids[rows, tokens], temperature)",
+        "batch.completion_ids[rows, tokens], 1.0)",
+        "temperature",
+    ),
+    (MODEL, "hidden[rows, positions]", "hidden[rows, positions - 1]", "hidden state off by one"),
+    (MODEL, "head.weight, head.bias", "head.weight, None", "bias of the head dropped"),
+    (MODEL, '"final_logit_softcapping", ', "", "capped logits accepted"),
+    (MODEL, "unflattened(logprobs), unflattened", "unflattened(logprobs.detach()), unflattened", "gradient cut"),
+    (TRAINER, "step_loss.loss * self.accelerator.num_processes", "step_loss.loss", "num_processes forgotten"),
+    (TRAINER, "first = self.accelerator.process_index * len(rollouts.group_ids)", "first = 0", "slice of rank 0"),
+    (
+        TRAINER,
+        'self.accelerator.reduce(counts.to(self.accelerator.device, self._count_dtype), reduction="sum")',
+        "counts.to(self.accelerator.device, self._count_dtype)",
+        "counts of this rank only",
+    ),
+    (TRAINER, "generate_every != self.args", "generate_every == self.args", "is_off_policy negated"),
+    (
+        TRAINER,
+        "self._gather_floats([verdicts.rewards])",
+        "self._gather_floats([verdicts.outcomes])",
+        "outcome for reward",
+    ),
+    (
+        TRAINER,
+        "completion_stats(model, inputs, self.temperature)",
+        "completion_stats(model, inputs, 1.0)",
+        "temperature",
+    ),
+    (
+        TRAINER,
+        "completion_stats(model, batch, self.temperature)",
+        "completion_stats(model, batch, 1.0)",
+        "old temperature",
+    ),
+    (TRAINER, "i in enumerate(chunk)", "i in enumerate(sorted(chunk))", "frozen log-probs of another row"),
+    (TRAINER, "self.ref_model or self.model, rows", "self.model, rows", "the policy as its own reference"),
+    (TRAINER, "[self._step % self.args.steps_per_generation]", "[0]", "first micro-batch again and again"),
+    (TRAINER, "self._step % generate_every == 0", "self._step % self.args.steps_per_generation == 0", "no iterations"),
+    (TRAINER, "if self.accelerator.sync_gradients", "if True", "metrics flushed at every micro-batch"),
+    (TRAINER, '_derived_seed("windows", self.state.global_step)', '_derived_seed("windows", 0)', "windows repeat"),
+    (TRAINER, "Denominator(tokens, sequences, num_rows", "Denominator(tokens, num_rows, num_rows", "wrong count"),
+    (TRAINER, "self.model.train(was_training)", "self.model.eval()", "sampling leaves the model in eval mode"),
+    (TRAINER, "share > self.rewards_config", "share >= self.rewards_config", "abort at the limit"),
+    (CALLBACK, "fork_rng()", "fork_rng(enabled=False)", "evaluation moves the run's random numbers"),
+    (EVALUATE, "if None not in record.outcomes", "if record.outcomes", "prompts without a verdict counted"),
+    (EVALUATE, "sum(o == 1.0 for o in r.outcomes)", "sum(o == 1.0 for o in r.rewards)", "pass@k of rewards"),
+    (METRICS, "(pass_rates == 0)", "(pass_rates != 1)", "mixed groups counted as unsolved"),
+)
+LAWS = "tests/invariance/test_objective_laws.py"
+STAGES, TWO_PROCESSES = "tests/unit/test_trainer_stages.py", "tests/distributed/test_two_processes.py"
+TESTS_OF: dict[str, tuple[str, ...]] = {
+    ADVANTAGE: ("tests/golden/test_advantage.py", LAWS),
+    POLICY: ("tests/golden/test_objective.py", LAWS),
+    KL: ("tests/golden/test_objective.py", LAWS),
+    AGGREGATION: ("tests/golden/test_objective.py", LAWS),
+    STATS: ("tests/golden/test_token_stats.py",),
+    ESTIMATORS: ("tests/golden/test_estimators.py",),
+    OBJECTIVE: ("tests/golden/test_objective_whole.py",),
+    BATCHING: ("tests/unit/test_batching.py",),
+    MODEL: ("tests/invariance/test_policy.py",),
+    TRAINER: (STAGES,),
+    CALLBACK: (STAGES,),
+    EVALUATE: ("tests/unit/test_evaluate.py",),
+    METRICS: ("tests/unit/test_evaluate.py",),
+}
+# What one process cannot show.
+TESTS_OF_FAULT: dict[str, tuple[str, ...]] = {
+    "num_processes forgotten": (TWO_PROCESSES,),
+    "slice of rank 0": (TWO_PROCESSES,),
+    "counts of this rank only": (TWO_PROCESSES,),
+}
+MUTANTS = tuple(
+    Mutant(*fault, tests=TESTS_OF_FAULT.get(fault[3], TESTS_OF[fault[0]])) for fault in (*FAULTS, *STEP_FAULTS)
+)
