@@ -2,14 +2,16 @@
 
 from collections.abc import Iterator
 from contextlib import contextmanager
+from dataclasses import asdict
 from pathlib import Path
 from typing import Annotated
 
 import typer
 from rich.console import Console
 
-from rlvr.config import load_recipe, resolved_yaml
-from rlvr.errors import UserError
+from rlvr.config import PRESETS, load_recipe, resolved_yaml
+from rlvr.config.problems import nearest
+from rlvr.errors import RecipeError, UserError
 
 app = typer.Typer(
     no_args_is_help=True, add_completion=False, pretty_exceptions_enable=False, help="RLVR post-training."
@@ -73,6 +75,21 @@ def validate(
         typer.echo("error: no recipe found; name a .yaml file or a folder that holds some", err=True)
     if broken or not files:
         raise typer.Exit(2)
+
+
+@recipes_app.command()
+def explain(preset: Annotated[str, typer.Argument(help="a preset, such as dapo")]) -> None:
+    """Print the switches that a preset sets, its paper, and where it departs from the authors."""
+    with user_errors():
+        if preset not in PRESETS:
+            raise RecipeError(f"unknown preset {preset!r}; {nearest(preset, PRESETS, 'presets are')}")
+        switches = asdict(PRESETS[preset])
+        paper, note = switches.pop("paper"), switches.pop("note")
+        typer.echo(f"{preset}: {paper}\n{note}\n")
+        plain = asdict(PRESETS["grpo"])
+        for name, value in switches.items():
+            mark = "" if value == plain[name] else f"   (grpo: {plain[name]})"
+            typer.echo(f"  {name:16} {value}{mark}")
 
 
 def _recipe_files(path: Path) -> list[Path]:

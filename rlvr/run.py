@@ -28,7 +28,7 @@ from rlvr import run_directory
 from rlvr.config import LoadedRecipe
 from rlvr.config.schema import DataSource
 from rlvr.data import build_dataset, load_rows
-from rlvr.errors import RunAborted
+from rlvr.errors import RunAborted, UserError
 from rlvr.evaluation.callback import EvaluationCallback
 from rlvr.model import load_policy, load_tokenizer
 from rlvr.reporting.console import ProgressCallback, comparison_table
@@ -46,6 +46,7 @@ class Interrupted(RunAborted):
 def run_recipe(loaded: LoadedRecipe, resume: bool) -> Path:
     """Trains and evaluates; returns the folder of the saved policy."""
     run_directory.claim(loaded, resume)
+    _prepare_trackers(loaded)
     state = PartialState(cpu=_trainer_arguments(loaded)["use_cpu"])
     disable_progress_bar()  # transformers draws one per weight file, across our own
     console = Console(quiet=not state.is_main_process)
@@ -64,7 +65,6 @@ def run_recipe(loaded: LoadedRecipe, resume: bool) -> Path:
     )
     recorder = RecorderCallback(loaded.output_dir, loaded.recipe.report.completions_every)
     interrupt = InterruptCallback(console)
-    _prepare_trackers(loaded)
     trainer = RLVRTrainer(
         load_policy(loaded.recipe.model),
         GRPOConfig(**_trainer_arguments(loaded)),
@@ -118,7 +118,10 @@ def _trainer_arguments(loaded: LoadedRecipe) -> dict[str, Any]:
 
 
 def _prepare_trackers(loaded: LoadedRecipe) -> None:
-    """wandb without a key writes offline instead of asking."""
+    """wandb without a key writes offline instead of asking. Raises UserError for a tracker that is not installed."""
+    for tracker in loaded.recipe.report.to:
+        if tracker != "none" and run_directory.installed_version(tracker) is None:
+            raise UserError(f"report.to: {tracker} is not installed; run pip install {tracker}, or choose another.")
     os.environ.setdefault("WANDB_PROJECT", loaded.recipe.report.project)
     os.environ.setdefault("WANDB_DIR", str(loaded.output_dir))
     os.environ.setdefault("WANDB_SILENT", "true")

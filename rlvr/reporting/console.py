@@ -10,7 +10,6 @@ from rich.progress import (
     Progress,
     ProgressColumn,
     TextColumn,
-    TimeElapsedColumn,
     TimeRemainingColumn,
 )
 from rich.table import Table
@@ -20,12 +19,12 @@ LINES_WITHOUT_TERMINAL = 10  # progress lines of a whole run when the output goe
 
 
 def progress_columns() -> list[ProgressColumn]:
+    """Fits 80 characters, the notes of training included."""
     return [
         TextColumn("{task.description}"),
-        BarColumn(),
+        BarColumn(bar_width=10),
         MofNCompleteColumn(),
         TextColumn("{task.fields[note]}"),
-        TimeElapsedColumn(),
         TextColumn("left"),
         TimeRemainingColumn(),
     ]
@@ -34,7 +33,7 @@ def progress_columns() -> list[ProgressColumn]:
 def step_note(logs: Mapping[str, Any]) -> str:
     """The three numbers to watch, from one log record."""
     return (
-        f"reward {logs['reward/mean']:.3f}  pass rate {logs['outcome/pass_rate']:.3f}"
+        f"reward {logs['reward/mean']:.2f}  pass {logs['outcome/pass_rate']:.2f}"
         f"  entropy {logs['entropy/mean_token']:.3f}"
     )
 
@@ -84,19 +83,21 @@ class ProgressCallback(TrainerCallback):
 
 def comparison_table(before: Sequence[Mapping[str, Any]], after: Sequence[Mapping[str, Any]]) -> Table:
     """Before and after of every evaluated set, with 95% intervals over prompts."""
-    table = Table(title="held-out evaluation: mean over prompts [95% bootstrap interval]")
-    for heading in ("set", "metric", "before", "after", "change"):
-        table.add_column(heading, justify="left" if heading in ("set", "metric") else "right")
+    sizes = ", ".join(f"{a['name']}: {a['num_prompts']} prompts x {a['num_samples']} samples" for a in after)
+    table = Table(title="before and after, mean over prompts [95% bootstrap interval]", caption=sizes)
+    table.add_column("metric", no_wrap=True)
+    for heading in ("before", "after", "change"):
+        table.add_column(heading, justify="right", no_wrap=True)
     for old, new in zip(before, after, strict=True):
         for metric, start in old["estimates"].items():
             end = new["estimates"][metric]
             change = f"{end['value'] - start['value']:+.3f}"
-            table.add_row(f"{old['name']} ({old['num_prompts']})", metric, _interval(start), _interval(end), change)
-        for metric, label in (("mean_length", "mean length"), ("truncated_frac", "truncated")):
+            table.add_row(f"{old['name']} {metric}", _interval(start), _interval(end), change)
+        for metric, label in (("mean_length", "tokens"), ("truncated_frac", "truncated")):
             change = f"{new[metric] - old[metric]:+.2f}"
-            table.add_row(f"{old['name']}", label, f"{old[metric]:.2f}", f"{new[metric]:.2f}", change)
+            table.add_row(f"{old['name']} {label}", f"{old[metric]:.2f}", f"{new[metric]:.2f}", change)
     return table
 
 
 def _interval(estimate: Mapping[str, float]) -> str:
-    return f"{estimate['value']:.3f} [{estimate['low']:.3f}, {estimate['high']:.3f}]"
+    return f"{estimate['value']:.3f} [{estimate['low']:.2f}, {estimate['high']:.2f}]"

@@ -83,6 +83,8 @@ def folder_before(recipe: Path) -> Iterator[None]:
         ("rewards.functions.0=./absent.py:f", "absent.py"),
         ("algorithm.preset=dapoo", "dapo"),
         ("trainer.steps_per_generation=3", "steps_per_generation"),
+        ("report.to=[tensorboard]", "pip install tensorboard"),
+        ("model=someone/not-on-this-machine", "someone/not-on-this-machine"),
     ],
 )
 def test_refused_before_anything_is_written(recipe: Path, override: str, expected: str) -> None:
