@@ -7,7 +7,24 @@ from torch import Tensor
 from torch.nn.utils.rnn import pad_sequence
 
 from rlvr.objectives.aggregation import Denominator
-from rlvr.types import Microbatch, TrainRow
+from rlvr.types import Microbatch, Rollouts, TrainRow
+
+
+def loss_masks_of(rollouts: Rollouts, overlong_filter: bool) -> list[list[bool]]:
+    """The tokens that the policy wrote; with `overlong_filter` (DAPO, arXiv 2503.14476) none of a truncated completion.
+
+    A filtered completion leaves the denominators too: it is as if it had not been sampled, except for its group's
+    baseline.
+    """
+    dropped = [overlong_filter and truncated for truncated in rollouts.truncated]
+    return [[flag and not drop for flag in mask] for mask, drop in zip(rollouts.generated_masks, dropped, strict=True)]
+
+
+def sampling_logprobs_of(rollouts: Rollouts) -> Sequence[Tensor | None]:
+    """What the engine reported per completion; a token it could not score is NaN."""
+    if rollouts.sampling_logprobs is None:
+        return [None] * len(rollouts.group_ids)
+    return [torch.tensor(values, dtype=torch.float32) for values in rollouts.sampling_logprobs]
 
 
 def group_by_length(lengths: Sequence[int], num_microbatches: int) -> list[list[int]]:
@@ -67,5 +84,6 @@ def collate(rows: Sequence[TrainRow], denominator: Denominator, pad_token_id: in
         advantages=torch.tensor([row.advantage for row in rows]).unsqueeze(1).expand(-1, width).to(device),
         old_logprobs=stacked([row.old_logprobs for row in rows]),
         ref_logprobs=stacked([row.ref_logprobs for row in rows]),
+        sampling_logprobs=stacked([row.sampling_logprobs for row in rows]),
         denominator=denominator,
     )

@@ -9,22 +9,24 @@ import hashlib
 import time
 from collections.abc import Iterator, Mapping, Sequence
 from contextlib import contextmanager, nullcontext
+from dataclasses import replace
 from typing import Any
 
 import torch
 from accelerate.utils import gather_object
 from datasets import Dataset
+from peft import PeftModel
 from torch import Tensor
 from transformers import GenerationConfig, PreTrainedModel, PreTrainedTokenizerBase, TrainerCallback
 from trl import GRPOConfig, GRPOTrainer
 
-from rlvr.batching import collate, count_rows, group_by_length, step_windows
+from rlvr.batching import collate, count_rows, group_by_length, loss_masks_of, sampling_logprobs_of, step_windows
 from rlvr.config import Algorithm
 from rlvr.config.schema import RewardsConfig
 from rlvr.errors import RecipeError, RunAborted
 from rlvr.objectives.advantage import ADVANTAGES
 from rlvr.objectives.aggregation import Denominator
-from rlvr.objectives.objective import objective
+from rlvr.objectives.objective import finish_metrics, objective
 from rlvr.policy import attach_token_stats, completion_stats
 from rlvr.reporting.completions import completions_table
 from rlvr.reporting.metrics import rollout_metrics
@@ -128,11 +130,19 @@ class RLVRTrainer(GRPOTrainer):
         rewards = self._gather_floats([verdicts.rewards]).squeeze(1)
         outcomes = self._gather_floats([verdicts.outcomes]).squeeze(1)
         components = self._gather_floats(list(zip(*verdicts.components, strict=True)))
+        loss_masks = loss_masks_of(rollouts, self.algorithm.overlong_filter)
+        num_tokens = self._gather_floats([[float(sum(mask)) for mask in loss_masks]]).squeeze(1)
         group_ids = self.accelerator.gather(torch.tensor(rollouts.group_ids, device=self.accelerator.device))
         self._abort_when_unscorable(torch.isnan(rewards).float().mean().item())
 
         rule = ADVANTAGES[self.algorithm.advantage]
-        advantages = rule(rewards, group_ids, ddof=self.algorithm.advantage_ddof, eps=self.algorithm.advantage_eps)
+        advantages = rule(
+            rewards,
+            group_ids,
+            num_tokens=num_tokens,
+            ddof=self.algorithm.advantage_ddof,
+            eps=self.algorithm.advantage_eps,
+        )
         for name, value in rollout_metrics(
             verdicts.names, components, rewards, outcomes, group_ids, advantages
         ).items():
@@ -144,10 +154,16 @@ class RLVRTrainer(GRPOTrainer):
 
     def microbatches(self, rollouts: Rollouts, advantages: Sequence[float]) -> list[Microbatch]:
         """The generation batch cut into optimiser steps and those into micro-batches of similar length."""
+        loss_masks = loss_masks_of(rollouts, self.algorithm.overlong_filter)
         rows = [
-            TrainRow(context, completion, mask, advantage)
-            for context, completion, mask, advantage in zip(
-                rollouts.context_ids, rollouts.completion_ids, rollouts.generated_masks, advantages, strict=True
+            TrainRow(context, completion, mask, advantage, sampling_logprobs=sampling)
+            for context, completion, mask, advantage, sampling in zip(
+                rollouts.context_ids,
+                rollouts.completion_ids,
+                loss_masks,
+                advantages,
+                sampling_logprobs_of(rollouts),
+                strict=True,
             )
         ]
         rows = self._with_frozen_logprobs(rows)
@@ -202,8 +218,10 @@ class RLVRTrainer(GRPOTrainer):
         if self.use_vllm:
             engine, kept = self.vllm_generation, self.vllm_generation.temperature
             engine.temperature = temperature
-            yield
-            engine.temperature = kept
+            try:
+                yield
+            finally:
+                engine.temperature = kept
             return
         kept_kwargs, kept_config = self.generation_kwargs, self.generation_config
         options = {"do_sample": True, "temperature": temperature} if temperature > 0 else {"do_sample": False}
@@ -211,8 +229,10 @@ class RLVRTrainer(GRPOTrainer):
         if temperature == 0:
             self.generation_kwargs |= {"temperature": None, "top_p": None, "top_k": None, "min_p": None}
         self.generation_config = GenerationConfig(**self.generation_kwargs, disable_compile=True)
-        yield
-        self.generation_kwargs, self.generation_config = kept_kwargs, kept_config
+        try:
+            yield
+        finally:
+            self.generation_kwargs, self.generation_config = kept_kwargs, kept_config
 
     # ---- helpers ----------------------------------------------------------------------------------------------------
 
@@ -222,7 +242,7 @@ class RLVRTrainer(GRPOTrainer):
 
     def _base(self, model: torch.nn.Module) -> PreTrainedModel:
         unwrapped = self.accelerator.unwrap_model(model)
-        return unwrapped.get_base_model() if hasattr(unwrapped, "get_base_model") else unwrapped
+        return unwrapped.get_base_model() if isinstance(unwrapped, PeftModel) else unwrapped
 
     def _with_frozen_logprobs(self, rows: list[TrainRow]) -> list[TrainRow]:
         """Adds old log-probs when the weights move before the rows are used up, reference ones for a KL penalty."""
@@ -236,10 +256,7 @@ class RLVRTrainer(GRPOTrainer):
             )
             with without_adapter:
                 ref = self._frozen_logprobs(self.ref_model or self.model, rows)
-        return [
-            TrainRow(row.context_ids, row.completion_ids, row.loss_mask, row.advantage, o, r)
-            for row, o, r in zip(rows, old, ref, strict=True)
-        ]
+        return [replace(row, old_logprobs=o, ref_logprobs=r) for row, o, r in zip(rows, old, ref, strict=True)]
 
     @torch.no_grad()
     def _frozen_logprobs(self, model: torch.nn.Module, rows: Sequence[TrainRow]) -> list[Tensor]:
@@ -272,8 +289,8 @@ class RLVRTrainer(GRPOTrainer):
     def _flush_step_sums(self) -> None:
         names = sorted(self._step_sums)
         totals = self.accelerator.reduce(torch.stack([self._step_sums[name] for name in names]), reduction="sum")
-        for name, value in zip(names, totals.tolist(), strict=True):
-            self._metrics["train"][name].append(value)
+        for name, value in finish_metrics(dict(zip(names, totals, strict=True))).items():
+            self._metrics["train"][name].append(value.item())
         self._step_sums = {}
 
     def _derived_seed(self, name: str, step: int) -> int:

@@ -47,6 +47,7 @@ class TrainRow:
     advantage: float
     old_logprobs: Tensor | None = None  # [T]
     ref_logprobs: Tensor | None = None  # [T]
+    sampling_logprobs: Tensor | None = None  # [T], NaN where the engine gave none
 
 
 @dataclass(frozen=True)
@@ -62,4 +63,5 @@ class Microbatch:
     advantages: Tensor  # [b, T]
     old_logprobs: Tensor | None  # [b, T]; None when the rollouts come from the current weights
     ref_logprobs: Tensor | None  # [b, T]; None without a KL penalty
+    sampling_logprobs: Tensor | None  # [b, T]; None when the trainer's own model samples
     denominator: Denominator

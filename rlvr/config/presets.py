@@ -1,10 +1,14 @@
 """Named points of the GRPO family: one value for every switch of the objective."""
 
-from dataclasses import dataclass
-from typing import Literal
+from dataclasses import asdict, dataclass
+from typing import Any, Literal
 
-AdvantageRule = Literal["group", "centered"]
-Aggregation = Literal["token_mean", "sequence_mean", "constant"]
+AdvantageRule = Literal["group", "centered", "batch_std", "rloo", "reinforce_pp", "reinforce_pp_baseline", "none"]
+RatioLevel = Literal["token", "sequence", "sequence_token"]
+PolicyLoss = Literal["clip", "cispo", "sapo", "gppo", "reinforce"]
+Aggregation = Literal["token_mean", "sequence_mean", "constant", "token_sum"]
+KLEstimator = Literal["k1", "k2", "k3", "k3_ratio"]
+Mismatch = Literal["none", "token_tis", "sequence_tis", "icepop", "sequence_mask", "geometric"]
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -14,10 +18,22 @@ class Switches:
     advantage: AdvantageRule
     advantage_ddof: int
     advantage_eps: float
+    ratio_level: RatioLevel
+    policy_loss: PolicyLoss
     clip_low: float
     clip_high: float
+    dual_clip: float | None  # cap on the loss of a negative advantage, in units of |A|
+    delta: float | None  # cap on the unclipped ratio
+    cispo_cap: float  # largest weight of policy_loss=cispo
+    sapo_tau_pos: float
+    sapo_tau_neg: float
     aggregation: Aggregation
+    overlong_filter: bool  # completions cut off by the length limit take no part in the loss
     kl_coef: float
+    kl_estimator: KLEstimator
+    mismatch: Mismatch  # correction for an engine whose probabilities are not the trainer's
+    mismatch_low: float
+    mismatch_high: float
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -25,7 +41,7 @@ class Preset(Switches):
     """The switches of a published algorithm."""
 
     paper: str
-    note: str
+    note: str  # what it changes, and where it departs from the paper or the authors' code
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -35,38 +51,96 @@ class Algorithm(Switches):
     preset: str
 
 
+GRPO = Preset(
+    advantage="group",
+    advantage_ddof=1,
+    advantage_eps=1e-4,
+    ratio_level="token",
+    policy_loss="clip",
+    clip_low=0.2,
+    clip_high=0.2,
+    dual_clip=None,
+    delta=None,
+    cispo_cap=5.0,
+    sapo_tau_pos=1.0,
+    sapo_tau_neg=1.05,
+    aggregation="sequence_mean",
+    overlong_filter=False,
+    kl_coef=0.0,
+    kl_estimator="k3",
+    mismatch="none",
+    mismatch_low=0.5,
+    mismatch_high=2.0,
+    paper="arXiv:2402.03300",
+    note="Mean over tokens, then over completions; the paper's KL penalty (0.04) is off, as in later RLVR work.",
+)
+
+
+def _changed(paper: str, note: str, **switches: Any) -> Preset:
+    """GRPO with other switches."""
+    return Preset(**(asdict(GRPO) | switches | {"paper": f"arXiv:{paper}", "note": note}))
+
+
 PRESETS: dict[str, Preset] = {
-    "grpo": Preset(
-        advantage="group",
-        advantage_ddof=1,
-        advantage_eps=1e-4,
-        clip_low=0.2,
-        clip_high=0.2,
-        aggregation="sequence_mean",
-        kl_coef=0.0,
-        paper="arXiv:2402.03300",
-        note="Mean over tokens, then over completions; the paper's KL penalty is off, as in later RLVR work.",
-    ),
-    "dapo": Preset(
-        advantage="group",
-        advantage_ddof=1,
-        advantage_eps=1e-4,
-        clip_low=0.2,
+    "grpo": GRPO,
+    "dapo": _changed(
+        "2503.14476",
+        "Every token of the step weighs the same and the upper clip is wider; no dynamic sampling.",
         clip_high=0.28,
         aggregation="token_mean",
-        kl_coef=0.0,
-        paper="arXiv:2503.14476",
-        note="Every token of the step weighs the same and the upper clip is wider; no dynamic sampling.",
     ),
-    "dr_grpo": Preset(
+    "dr_grpo": _changed(
+        "2503.20783",
+        "No division by the group's standard deviation nor by completion length.",
         advantage="centered",
-        advantage_ddof=1,
-        advantage_eps=1e-4,
-        clip_low=0.2,
-        clip_high=0.2,
         aggregation="constant",
-        kl_coef=0.0,
-        paper="arXiv:2503.20783",
-        note="No division by the group's standard deviation nor by completion length.",
+    ),
+    "gspo": _changed(
+        "2507.18071",
+        "One ratio per completion; its clip range is about a thousandth of a token ratio's. Without effect on-policy.",
+        ratio_level="sequence",
+        clip_low=3e-4,
+        clip_high=4e-4,
+    ),
+    "cispo": _changed(
+        "2506.13585",
+        "REINFORCE weighted by the capped, frozen ratio, so that no token loses its gradient. The cap is the weight"
+        " itself (5, after ScaleRL); verl means 1 + cap.",
+        policy_loss="cispo",
+        aggregation="token_mean",
+    ),
+    "sapo": _changed(
+        "2511.20347",
+        "A smooth gate around ratio 1 instead of a clip; the loss value is not 0 at ratio 1, so do not read its curve.",
+        policy_loss="sapo",
+    ),
+    "gppo": _changed(
+        "2508.07629",
+        "Clip-higher whose clipped tokens keep the gradient of the bound. The authors' code adds a dual clip at 10 and"
+        " a supervised term on right completions; neither is part of this preset.",
+        policy_loss="gppo",
+        clip_high=0.28,
+        aggregation="token_mean",
+    ),
+    "lite_ppo": _changed(
+        "2508.08221",
+        "Group mean but the standard deviation of the whole batch; mean over all tokens. The paper samples with top_p"
+        " 0.99 and top_k 100, which biases ratios and is not set here.",
+        advantage="batch_std",
+        aggregation="token_mean",
+    ),
+    "rloo": _changed(
+        "2402.14740",
+        "The mean of the other completions is the baseline; plain REINFORCE on whole completions. No KL term, unlike"
+        " the 0.05 of common implementations.",
+        advantage="rloo",
+        policy_loss="reinforce",
+        aggregation="token_sum",
+    ),
+    "reinforce_pp": _changed(
+        "2501.03262",
+        "Advantages whitened over all tokens of the batch instead of within groups; the KL in the reward is off.",
+        advantage="reinforce_pp",
+        aggregation="token_mean",
     ),
 }

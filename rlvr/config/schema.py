@@ -9,7 +9,17 @@ from typing import Any, ClassVar, Literal, Self
 
 from pydantic import BaseModel, ConfigDict, Field, model_validator
 
-from rlvr.config.presets import PRESETS, AdvantageRule, Aggregation, Algorithm, Switches
+from rlvr.config.presets import (
+    PRESETS,
+    AdvantageRule,
+    Aggregation,
+    Algorithm,
+    KLEstimator,
+    Mismatch,
+    PolicyLoss,
+    RatioLevel,
+    Switches,
+)
 from rlvr.config.problems import Problem, nearest
 
 
@@ -107,10 +117,22 @@ class AlgorithmConfig(Section):
     advantage: AdvantageRule | None = None
     advantage_ddof: int | None = Field(default=None, ge=0, le=1)
     advantage_eps: float | None = Field(default=None, ge=0)
+    ratio_level: RatioLevel | None = None
+    policy_loss: PolicyLoss | None = None
     clip_low: float | None = Field(default=None, gt=0)
     clip_high: float | None = Field(default=None, gt=0)
+    dual_clip: float | None = Field(default=None, gt=1)
+    delta: float | None = Field(default=None, gt=1)
+    cispo_cap: float | None = Field(default=None, gt=0)
+    sapo_tau_pos: float | None = Field(default=None, gt=0)
+    sapo_tau_neg: float | None = Field(default=None, gt=0)
     aggregation: Aggregation | None = None
+    overlong_filter: bool | None = None
     kl_coef: float | None = Field(default=None, ge=0)
+    kl_estimator: KLEstimator | None = None
+    mismatch: Mismatch | None = None
+    mismatch_low: float | None = Field(default=None, ge=0)
+    mismatch_high: float | None = Field(default=None, gt=0)
 
     @model_validator(mode="after")
     def _check_preset(self) -> Self:
@@ -162,6 +184,9 @@ class ReportConfig(Section):
         return self
 
 
+FULL_VOCABULARY = {"top_p": 1.0, "top_k": 0, "min_p": 0.0}  # sampling settings that leave no token out
+
+
 class Recipe(Section):
     """A whole recipe. `trainer` holds fields of TRL's GRPOConfig; `rlvr.config.trainer_defaults` checks them."""
 
@@ -172,6 +197,28 @@ class Recipe(Section):
     trainer: dict[str, Any] = {}
     evaluation: EvaluationConfig = EvaluationConfig()
     report: ReportConfig = ReportConfig()
+
+    @model_validator(mode="after")
+    def _check_mismatch(self) -> Self:
+        """A correction compares two probabilities of the same token, so both must be of the same distribution."""
+        rule = self.algorithm.resolved().mismatch
+        if rule == "none":
+            return self
+        if not self.trainer.get("use_vllm", False):
+            raise Problem(
+                "algorithm.mismatch",
+                f"{rule!r} needs log-probabilities of the engine, which only vLLM reports;"
+                " set trainer.use_vllm to true or algorithm.mismatch to 'none'",
+            )
+        for name, neutral in FULL_VOCABULARY.items():
+            value = self.trainer.get(name, neutral)
+            if value not in (neutral, None):
+                raise Problem(
+                    "algorithm.mismatch",
+                    f"{rule!r} is biased under trainer.{name}={value}: the engine reports probabilities of the kept"
+                    f" tokens only; set trainer.{name} to {neutral} or algorithm.mismatch to 'none'",
+                )
+        return self
 
 
 SHORTHANDS: tuple[type[Section], ...] = (ModelConfig, RewardFunctionConfig)

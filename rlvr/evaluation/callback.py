@@ -26,10 +26,12 @@ from rlvr.verification import RewardFunction
 def own_random_numbers() -> Iterator[None]:
     """Puts every generator back as it was: rewards may draw from `random` or NumPy as well as from torch."""
     python_state, numpy_state = random.getstate(), np.random.get_state()
-    with torch.random.fork_rng():
-        yield
-    random.setstate(python_state)
-    np.random.set_state(numpy_state)
+    try:
+        with torch.random.fork_rng():
+            yield
+    finally:
+        random.setstate(python_state)
+        np.random.set_state(numpy_state)
 
 
 class EvaluationCallback(TrainerCallback):

@@ -34,10 +34,15 @@ def _constant(values: Tensor, loss_mask: Tensor, denominator: Denominator) -> Te
     return values.sum() / max(denominator.num_rows * denominator.max_completion_length, 1.0)
 
 
+def _token_sum(values: Tensor, loss_mask: Tensor, denominator: Denominator) -> Tensor:
+    return values.sum() / max(denominator.num_rows, 1.0)
+
+
 AGGREGATIONS: dict[str, Callable[[Tensor, Tensor, Denominator], Tensor]] = {
     "token_mean": _token_mean,  # DAPO: every token of the step weighs the same
     "sequence_mean": _sequence_mean,  # GRPO: every completion weighs the same
     "constant": _constant,  # Dr.GRPO: neither length enters
+    "token_sum": _token_sum,  # RLOO: the log-probability of a completion is the sum over its tokens
 }
 
 

@@ -2,6 +2,8 @@
 
 from dataclasses import dataclass
 
+from tests.golden.mutant_list_switches import SWITCH_FAULTS
+
 
 @dataclass(frozen=True)
 class Mutant:
@@ -14,24 +16,44 @@ class Mutant:
     tests: tuple[str, ...] = ()
 
 
-ADVANTAGE, POLICY = "objectives/advantage.py", "objectives/policy_loss.py"
+ADVANTAGE, POLICY, RATIO = "objectives/advantage.py", "objectives/policy_loss.py", "objectives/ratio.py"
 KL, AGGREGATION = "objectives/kl.py", "objectives/aggregation.py"
 STATS, ESTIMATORS = "ops/token_stats.py", "evaluation/estimators.py"
 
 # (file under rlvr/, old text, new text, description)
 FAULTS: tuple[tuple[str, str, str, str], ...] = (
     (POLICY, "return -torch.minimum", "return torch.minimum", "sign of the loss"),
-    (POLICY, "torch.minimum(", "torch.maximum(", "max instead of min"),
-    (POLICY, "logprobs - old_logprobs.detach()", "old_logprobs.detach() - logprobs", "ratio inverted"),
-    (POLICY, "torch.exp(logprobs - old_logprobs.detach())", "1.0 + logprobs - old_logprobs.detach()", "no exponential"),
-    (POLICY, "clamp(1.0 - clip_low, 1.0 + clip_high)", "clamp(1.0 - clip_high, 1.0 + clip_low)", "bounds swapped"),
-    (POLICY, "clamp(1.0 - clip_low, 1.0 + clip_high)", "clamp(1.0 - clip_low, 1.0 + clip_low)", "clip_high ignored"),
-    (POLICY, "clamp(1.0 - clip_low, 1.0 + clip_high)", "clamp(max=1.0 + clip_high)", "no lower bound"),
-    (POLICY, "clamp(1.0 - clip_low, 1.0 + clip_high)", "clamp(min=1.0 - clip_low)", "no upper bound"),
+    (POLICY, "-torch.minimum(", "-torch.maximum(", "max instead of min"),
+    (RATIO, "logprobs - old_logprobs.detach()", "old_logprobs.detach() - logprobs", "ratio inverted"),
+    (POLICY, "ratio = torch.exp(log_ratio)", "ratio = 1.0 + log_ratio", "no exponential"),
+    (
+        POLICY,
+        "clamp(1.0 - settings.clip_low, 1.0 + settings.clip_high)",
+        "clamp(1.0 - settings.clip_high, 1.0 + settings.clip_low)",
+        "bounds swapped",
+    ),
+    (
+        POLICY,
+        "clamp(1.0 - settings.clip_low, 1.0 + settings.clip_high)",
+        "clamp(1.0 - settings.clip_low, 1.0 + settings.clip_low)",
+        "clip_high ignored",
+    ),
+    (
+        POLICY,
+        "clamp(1.0 - settings.clip_low, 1.0 + settings.clip_high)",
+        "clamp(max=1.0 + settings.clip_high)",
+        "no lower bound",
+    ),
+    (
+        POLICY,
+        "clamp(1.0 - settings.clip_low, 1.0 + settings.clip_high)",
+        "clamp(min=1.0 - settings.clip_low)",
+        "no upper bound",
+    ),
     (POLICY, "clipped * advantages", "ratio * advantages", "no clipping"),
     (POLICY, "(ratio * advantages", "(clipped * advantages", "clipped term only"),
-    (POLICY, "exp(logprobs - old_logprobs.detach())", "exp((logprobs - old_logprobs).detach())", "gradient detached"),
-    (POLICY, "logprobs - old_logprobs.detach()", "logprobs - old_logprobs", "gradient through old_logprobs"),
+    (RATIO, "logprobs - old_logprobs.detach()", "(logprobs - old_logprobs).detach()", "gradient detached"),
+    (RATIO, "logprobs - old_logprobs.detach()", "logprobs - old_logprobs", "gradient through old_logprobs"),
     (POLICY, "(advantages < 0)", "(advantages > 0)", "low clip fraction with the wrong sign"),
     (POLICY, "(ratio > 1.0 + clip_high)", "(ratio > 1.0 + clip_low)", "high clip fraction at the wrong bound"),
     (KL, "ref_logprobs.detach() - logprobs", "logprobs - ref_logprobs.detach()", "direction of the KL"),
@@ -58,16 +80,16 @@ FAULTS: tuple[tuple[str, str, str, str], ...] = (
     (AGGREGATION, "denominator.num_rows *", "denominator.num_sequences *", "constant leaves out empty rows"),
     (AGGREGATION, "denominator.num_rows *", "values.shape[0] *", "constant counts local rows"),
     (AGGREGATION, '"token_mean": _token_mean', '"token_mean": _sequence_mean', "token_mean is the sequence mean"),
-    (ADVANTAGE, "(rewards - mean) / (std", "rewards / (std", "group advantage uncentred"),
-    (ADVANTAGE, "torch.where(informative, rewards - mean, 0.0)", "torch.where(informative, rewards, 0.0)", "uncentred"),
+    (ADVANTAGE, "(rewards - group.mean) / (group.std", "rewards / (group.std", "group advantage uncentred"),
+    (ADVANTAGE, "informative, rewards - group.mean, 0.0)", "informative, rewards, 0.0)", "uncentred"),
     (ADVANTAGE, "total(values) / count.clamp(min=1.0)", "rewards.nanmean().expand_as(rewards)", "mean of the batch"),
     (ADVANTAGE, "torch.unique(group_ids", "torch.unique_consecutive(group_ids", "only neighbours form a group"),
     (ADVANTAGE, "(count - ddof)", "count", "ddof ignored as 0"),
     (ADVANTAGE, "(count - ddof)", "(count - 1)", "ddof ignored as 1"),
-    (ADVANTAGE, ".clamp(min=1.0)).sqrt()", ".clamp(min=1.0))", "variance instead of std"),
-    (ADVANTAGE, "(std + eps)", "std.clamp(min=eps)", "eps as a floor"),
-    (ADVANTAGE, "(std + eps)", "(std.square() + eps).sqrt()", "eps under the root"),
-    (ADVANTAGE, "(std + eps)", "(rewards[~rewards.isnan()].std() + eps)", "std of the batch"),
+    (ADVANTAGE, "(count - ddof).clamp(min=1.0)).sqrt()", "(count - ddof).clamp(min=1.0))", "variance instead of std"),
+    (ADVANTAGE, "(group.std + eps)", "group.std.clamp(min=eps)", "eps as a floor"),
+    (ADVANTAGE, "(group.std + eps)", "(group.std.square() + eps).sqrt()", "eps under the root"),
+    (ADVANTAGE, "(group.std + eps)", "(rewards[~rewards.isnan()].std() + eps)", "std of the batch"),
     (
         ADVANTAGE,
         "total(scorable.to(rewards.dtype))",
@@ -120,8 +142,8 @@ STEP_FAULTS: tuple[tuple[str, str, str, str], ...] = (
     (OBJECTIVE, "torch.where(mask, stats.logprobs, 0.0)", "stats.logprobs", "NaN at padding leaks into the gradient"),
     (
         OBJECTIVE,
-        "**clip), mask, denominator, algorithm.aggregation",
-        '**clip), mask, denominator, "token_mean"',
+        "losses, mask, denominator, algorithm.aggregation",
+        'losses, mask, denominator, "token_mean"',
         "rule",
     ),
     (
@@ -137,8 +159,8 @@ STEP_FAULTS: tuple[tuple[str, str, str, str], ...] = (
     (OBJECTIVE, 'mask, denominator, "token_mean")', "mask, denominator, algorithm.aggregation)", "metrics by the rule"),
     (
         OBJECTIVE,
-        '"clip_high": algorithm.clip_high',
-        '"clip_high": algorithm.clip_low',
+        "clip_high=algorithm.clip_high",
+        "clip_high=algorithm.clip_low",
         "clip_high of the recipe ignored",
     ),
     (OBJECTIVE, '"loss/kl": kl_loss.detach()', '"loss/kl": kl_loss', "a metric keeps the graph"),
@@ -163,7 +185,7 @@ STEP_FAULTS: tuple[tuple[str, str, str, str], ...] = (
     ),
     (MODEL, "hidden[rows, positions]", "hidden[rows, positions - 1]", "hidden state off by one"),
     (MODEL, "head.weight, head.bias", "head.weight, None", "bias of the head dropped"),
-    (MODEL, '"final_logit_softcapping", ', "", "capped logits accepted"),
+    (MODEL, '    "final_logit_softcapping",\n', "", "capped logits accepted"),
     (MODEL, "unflattened(logprobs), unflattened", "unflattened(logprobs.detach()), unflattened", "gradient cut"),
     (TRAINER, "step_loss.loss * self.accelerator.num_processes", "step_loss.loss", "num_processes forgotten"),
     (TRAINER, "first = self.accelerator.process_index * len(rollouts.group_ids)", "first = 0", "slice of rank 0"),
@@ -202,7 +224,7 @@ STEP_FAULTS: tuple[tuple[str, str, str, str], ...] = (
     (TRAINER, "self.model.train(was_training)", "self.model.eval()", "sampling leaves the model in eval mode"),
     (TRAINER, "share > self.rewards_config", "share >= self.rewards_config", "abort at the limit"),
     (CALLBACK, "fork_rng()", "fork_rng(enabled=False)", "evaluation moves the run's random numbers"),
-    (EVALUATE, "if None not in record.outcomes", "if record.outcomes", "prompts without a verdict counted"),
+    (EVALUATE, "if None not in r.outcomes and", "if r.outcomes and", "prompts without a verdict counted"),
     (EVALUATE, "sum(o == 1.0 for o in r.outcomes)", "sum(o == 1.0 for o in r.rewards)", "pass@k of rewards"),
     (METRICS, "(pass_rates == 0)", "(pass_rates != 1)", "mixed groups counted as unsolved"),
 )
@@ -211,6 +233,7 @@ STAGES, TWO_PROCESSES = "tests/unit/test_trainer_stages.py", "tests/distributed/
 TESTS_OF: dict[str, tuple[str, ...]] = {
     ADVANTAGE: ("tests/golden/test_advantage.py", LAWS),
     POLICY: ("tests/golden/test_objective.py", LAWS),
+    RATIO: ("tests/golden/test_objective.py", LAWS),
     KL: ("tests/golden/test_objective.py", LAWS),
     AGGREGATION: ("tests/golden/test_objective.py", LAWS),
     STATS: ("tests/golden/test_token_stats.py",),
@@ -229,6 +252,7 @@ TESTS_OF_FAULT: dict[str, tuple[str, ...]] = {
     "slice of rank 0": (TWO_PROCESSES,),
     "counts of this rank only": (TWO_PROCESSES,),
 }
-MUTANTS = tuple(
-    Mutant(*fault, tests=TESTS_OF_FAULT.get(fault[3], TESTS_OF[fault[0]])) for fault in (*FAULTS, *STEP_FAULTS)
+MUTANTS = (
+    *(Mutant(*fault, tests=TESTS_OF_FAULT.get(fault[3], TESTS_OF[fault[0]])) for fault in (*FAULTS, *STEP_FAULTS)),
+    *(Mutant(*fault) for fault in SWITCH_FAULTS),
 )

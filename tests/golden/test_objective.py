@@ -6,8 +6,9 @@ import pytest
 import torch
 
 from rlvr.objectives.aggregation import Denominator, aggregate
-from rlvr.objectives.kl import k3_penalty
-from rlvr.objectives.policy_loss import clip_masks, clipped_policy_loss
+from rlvr.objectives.kl import KL_ESTIMATORS
+from rlvr.objectives.policy_loss import POLICY_LOSSES, PolicySettings, clip_masks
+from rlvr.objectives.ratio import RATIO_LEVELS
 from tests.golden.cases import (
     CLIP_HIGH,
     CLIP_LOW,
@@ -34,6 +35,21 @@ def step_of(mask: torch.Tensor, max_completion_length: int = MAX_COMPLETION_LENG
         num_rows=float(mask.shape[0]),
         max_completion_length=max_completion_length,
     )
+
+
+def log_ratio_of(logprobs: torch.Tensor, old_logprobs: torch.Tensor) -> torch.Tensor:
+    return RATIO_LEVELS["token"](logprobs, old_logprobs, torch.ones_like(logprobs, dtype=torch.bool))
+
+
+def clipped_policy_loss(
+    logprobs: torch.Tensor, old_logprobs: torch.Tensor, advantages: torch.Tensor, *, clip_low: float, clip_high: float
+) -> torch.Tensor:
+    log_ratio = log_ratio_of(logprobs, old_logprobs)
+    return POLICY_LOSSES["clip"](logprobs, log_ratio, advantages, PolicySettings(clip_low, clip_high))
+
+
+def k3_penalty(logprobs: torch.Tensor, ref_logprobs: torch.Tensor) -> torch.Tensor:
+    return KL_ESTIMATORS["k3"](logprobs, ref_logprobs, torch.zeros_like(logprobs))
 
 
 def random_values(seed: int) -> list[list[float]]:
@@ -129,8 +145,7 @@ def slope_of_token(logprob: float, old_logprob: float, advantage: float) -> floa
 def test_clip_masks_mark_the_tokens_without_gradient_by_bound(seed: int) -> None:
     case = policy_case(seed)
     low, high = clip_masks(
-        tensor(case.logprobs),
-        tensor(case.old_logprobs),
+        log_ratio_of(tensor(case.logprobs), tensor(case.old_logprobs)),
         tensor(case.advantages),
         clip_low=CLIP_LOW,
         clip_high=CLIP_HIGH,

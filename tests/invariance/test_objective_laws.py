@@ -2,18 +2,24 @@
 
 import math
 import random
+from functools import partial
 
 import pytest
 import torch
 
-from rlvr.objectives.advantage import centered_advantage, group_advantage
+from rlvr.objectives.advantage import ADVANTAGES
 from rlvr.objectives.aggregation import Denominator, aggregate
-from rlvr.objectives.kl import k3_penalty
-from rlvr.objectives.policy_loss import clipped_policy_loss
+from rlvr.objectives.kl import KL_ESTIMATORS
+from rlvr.objectives.policy_loss import POLICY_LOSSES, PolicySettings
+from rlvr.objectives.ratio import RATIO_LEVELS
 from tests.golden.cases import CLIP_HIGH, CLIP_LOW, COLUMNS, ROWS, RULES, close, policy_case, reward_case, tensor
 
 SEEDS = [10, 11, 12]
 KL_COEF = 0.2
+# Neither rule reads the lengths.
+group_advantage, centered_advantage = (
+    partial(ADVANTAGES[name], num_tokens=torch.empty(0)) for name in ("group", "centered")
+)
 # Rows of each micro-batch; row 3 of a case has no loss token, so that the last split has a micro-batch without any.
 SPLITS = [[[0, 1], [2, 3, 4]], [[0], [1], [2], [3], [4]], [[4, 0, 2, 1], [3]]]
 
@@ -27,6 +33,15 @@ def step_of(mask: torch.Tensor) -> Denominator:
     )
 
 
+def clipped_policy_loss(logprobs: torch.Tensor, old_logprobs: torch.Tensor, advantages: torch.Tensor) -> torch.Tensor:
+    log_ratio = RATIO_LEVELS["token"](logprobs, old_logprobs, torch.ones_like(logprobs, dtype=torch.bool))
+    return POLICY_LOSSES["clip"](logprobs, log_ratio, advantages, PolicySettings(CLIP_LOW, CLIP_HIGH))
+
+
+def k3_penalty(logprobs: torch.Tensor, ref_logprobs: torch.Tensor) -> torch.Tensor:
+    return KL_ESTIMATORS["k3"](logprobs, ref_logprobs, torch.zeros_like(logprobs))
+
+
 def loss_of(
     logprobs: torch.Tensor,
     old_logprobs: torch.Tensor,
@@ -36,7 +51,7 @@ def loss_of(
     step: Denominator,
     rule: str,
 ) -> torch.Tensor:
-    losses = clipped_policy_loss(logprobs, old_logprobs, advantages, clip_low=CLIP_LOW, clip_high=CLIP_HIGH)
+    losses = clipped_policy_loss(logprobs, old_logprobs, advantages)
     return aggregate(losses + KL_COEF * k3_penalty(logprobs, ref_logprobs), mask, step, rule)
 
 
@@ -132,7 +147,7 @@ def test_constant_values_aggregate_to_their_share(rule: str) -> None:
 def test_on_policy_value_is_minus_advantage_and_gradient_is_reinforce(seed: int) -> None:
     batch, _ = batch_of(seed)
     logprobs, advantages = batch[0].requires_grad_(), batch[3]
-    losses = clipped_policy_loss(logprobs, logprobs.detach(), advantages, clip_low=CLIP_LOW, clip_high=CLIP_HIGH)
+    losses = clipped_policy_loss(logprobs, logprobs.detach(), advantages)
     close(losses, (-advantages).tolist())
     (gradient,) = torch.autograd.grad(losses.sum(), logprobs)
     # REINFORCE: the gradient of -A log pi.
@@ -143,7 +158,7 @@ def test_on_policy_value_is_minus_advantage_and_gradient_is_reinforce(seed: int)
 def test_old_logprobs_equal_to_logprobs_with_a_graph_count_as_constants() -> None:
     batch, _ = batch_of(12)
     logprobs = batch[0].requires_grad_()
-    losses = clipped_policy_loss(logprobs, logprobs, batch[3], clip_low=CLIP_LOW, clip_high=CLIP_HIGH)
+    losses = clipped_policy_loss(logprobs, logprobs, batch[3])
     (gradient,) = torch.autograd.grad(losses.sum(), logprobs)
     close(gradient, (-batch[3]).tolist())
 

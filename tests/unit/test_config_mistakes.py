@@ -5,7 +5,7 @@ from typing import Any
 
 import pytest
 
-from rlvr.config import load_recipe
+from rlvr.config import PRESETS, load_recipe
 from rlvr.config.trainer_defaults import OWNED
 from rlvr.errors import RecipeError
 from tests.unit.config_text import MINIMAL, MODEL_KEYS, QUICKSTART, SECTIONS, error_of, load
@@ -134,11 +134,22 @@ def test_files_that_are_not_a_mapping(text: str, message: str) -> None:
         ("algorithm: {clip_low: 0}", "algorithm.clip_low: 0 is not valid; it must be greater than 0.0"),
         (
             "algorithm: {aggregation: mean}",
-            "algorithm.aggregation: 'mean' is not valid; it must be 'token_mean', 'sequence_mean' or 'constant'",
+            "algorithm.aggregation: 'mean' is not valid; it must be 'token_mean', 'sequence_mean', 'constant' or"
+            " 'token_sum'",
         ),
         # contradictions
         ("algorithm: {preset: dpo}", "algorithm.preset: unknown preset 'dpo'; did you mean 'dapo'?"),
-        ("algorithm: {preset: x}", "algorithm.preset: unknown preset 'x'; presets are grpo, dapo, dr_grpo"),
+        ("algorithm: {preset: x}", "algorithm.preset: unknown preset 'x'; presets are " + ", ".join(PRESETS)),
+        (
+            "algorithm: {mismatch: token_tis}",
+            "algorithm.mismatch: 'token_tis' needs log-probabilities of the engine, which only vLLM reports; set"
+            " trainer.use_vllm to true or algorithm.mismatch to 'none'",
+        ),
+        (
+            "algorithm: {mismatch: icepop}\ntrainer: {use_vllm: true, top_p: 0.9}",
+            "algorithm.mismatch: 'icepop' is biased under trainer.top_p=0.9: the engine reports probabilities of the"
+            " kept tokens only; set trainer.top_p to 1.0 or algorithm.mismatch to 'none'",
+        ),
         ("report: {to: [none, wandb]}", "report.to: 'none' excludes the others; remove it or remove wandb"),
         (
             "evaluation: {num_samples: 4}",
