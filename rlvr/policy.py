@@ -11,15 +11,54 @@ from rlvr.errors import UserError
 from rlvr.ops.token_stats import TokenStats, default_tile_tokens, token_stats
 from rlvr.types import Microbatch
 
-HEAD_ADJUSTMENTS = (  # configuration values by which some models scale or cap what their head computes
-    "final_logit_softcapping",
-    "logits_soft_cap",
+# What the families of the installed transformers do to the logits, read in their modeling files: the configuration
+# value by which they multiply (+1) or divide (-1), be it the logits or the hidden states before a head without bias.
+LOGIT_SCALES: dict[str, tuple[str, int]] = {
+    "cohere": ("logit_scale", 1),
+    "cohere2": ("logit_scale", 1),
+    "cohere2_moe": ("logit_scale", 1),
+    "falcon_h1": ("lm_head_multiplier", 1),
+    "granite": ("logits_scaling", -1),
+    "granite_swa": ("logits_scaling", -1),
+    "granitemoe": ("logits_scaling", -1),
+    "granitemoe_swa": ("logits_scaling", -1),
+    "granitemoehybrid": ("logits_scaling", -1),
+    "granitemoeshared": ("logits_scaling", -1),
+    "hyperclovax": ("logits_scaling", 1),
+    "minicpm3": ("logits_scaling", -1),
+}
+SOFTCAPS: dict[str, str] = {
+    "gemma2": "final_logit_softcapping",
+    "gemma3_text": "final_logit_softcapping",
+    "gemma3n_text": "final_logit_softcapping",
+    "gemma4_text": "final_logit_softcapping",
+    "nanochat": "final_logit_softcapping",
+    "recurrent_gemma": "logits_soft_cap",
+    "vaultgemma": "final_logit_softcapping",
+}
+SCALE_NAMES = (
     "logit_scale",
     "logits_scaling",
     "logits_mup_width_multiplier",
     "output_multiplier",
     "lm_head_multiplier",
 )
+SOFTCAP_NAMES = ("final_logit_softcapping", "logits_soft_cap")
+
+
+def head_adjustments(model: PreTrainedModel) -> tuple[float, float | None]:
+    """(logit_scale, softcap) of the model's head. Raises UserError for a family whose adjustment is not known here."""
+    config = model.config.get_text_config()
+    scale_name, power = LOGIT_SCALES.get(config.model_type, ("", 1))
+    softcap_name = SOFTCAPS.get(config.model_type, "")
+    values = config.to_dict()
+    # A scale of 1 changes nothing; a cap of 1 does.
+    unknown = [name for name in SCALE_NAMES if name != scale_name and values.get(name) not in (None, 1)]
+    unknown += [name for name in SOFTCAP_NAMES if name != softcap_name and values.get(name) is not None]
+    for name in unknown:
+        raise UserError(f"{type(model).__name__} uses {name}={values[name]}, which the loss cannot reproduce yet.")
+    scale = getattr(config, scale_name) if scale_name else 1.0
+    return float(scale) ** power, getattr(config, softcap_name) if softcap_name else None
 
 
 def attach_token_stats(model: PreTrainedModel) -> None:
@@ -27,12 +66,9 @@ def attach_token_stats(model: PreTrainedModel) -> None:
 
     The N queried tokens are read at (row, position) of the batch. The work is done inside `forward` so that DDP, FSDP
     and DeepSpeed see it through their wrappers. Other calls, `generate` among them, are unchanged. Raises UserError for
-    heads whose logits are scaled or capped after the product.
+    heads that are no linear layer, or that scale or cap their logits in a way `head_adjustments` does not know.
     """
-    config = model.config.get_text_config().to_dict()
-    for name in HEAD_ADJUSTMENTS:
-        if config.get(name) not in (None, 1, 1.0):
-            raise UserError(f"{type(model).__name__} uses {name}={config[name]}, which the loss cannot reproduce yet.")
+    logit_scale, softcap = head_adjustments(model)
     if not isinstance(model.get_output_embeddings(), torch.nn.Linear):
         head_type = type(model.get_output_embeddings()).__name__
         raise UserError(
@@ -52,7 +88,16 @@ def attach_token_stats(model: PreTrainedModel) -> None:
         head = model.get_output_embeddings()
         selected = hidden[rows, positions].to(head.weight.dtype)  # the head may be kept in float32
         tile_tokens = default_tile_tokens(head.weight.shape[0])
-        stats = token_stats(selected, head.weight, head.bias, targets, temperature=temperature, tile_tokens=tile_tokens)
+        stats = token_stats(
+            selected,
+            head.weight,
+            head.bias,
+            targets,
+            temperature=temperature,
+            tile_tokens=tile_tokens,
+            logit_scale=logit_scale,
+            softcap=softcap,
+        )
         return stats.logprobs, stats.entropy  # a plain tuple: wrappers hook their backward to the tensors they find
 
     model.forward = with_token_stats

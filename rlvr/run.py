@@ -8,6 +8,7 @@ from typing import Any
 
 import torch
 from accelerate import PartialState
+from accelerate.utils import reduce
 from datasets import Dataset
 from rich.console import Console
 from transformers import (
@@ -41,6 +42,12 @@ class Interrupted(RunAborted):
     """Ctrl-C: the run saved a checkpoint and can go on."""
 
     exit_code = 130
+
+
+# accelerate calls the CPU of a rank "cpu:0" or "cpu:1"; torch.load, which resuming goes through, knows only "cpu".
+torch.serialization.register_package(
+    5, lambda storage: None, lambda storage, location: storage if location.startswith("cpu:") else None
+)
 
 
 def run_recipe(loaded: LoadedRecipe, resume: bool) -> Path:
@@ -144,7 +151,10 @@ def _conclude(loaded: LoadedRecipe, policy_dir: Path, console: Console) -> None:
 
 
 class InterruptCallback(TrainerCallback):
-    """The first Ctrl-C ends the run after the current step with a checkpoint; a second one ends it at once."""
+    """The first Ctrl-C, or a scheduler's SIGTERM, ends the run after the current step with a checkpoint.
+
+    A second Ctrl-C ends it at once. The ranks agree on the step, because the signal reaches them at different moments.
+    """
 
     def __init__(self, console: Console) -> None:
         self.console, self.requested = console, False
@@ -152,18 +162,25 @@ class InterruptCallback(TrainerCallback):
     def on_train_begin(
         self, args: TrainingArguments, state: TrainerState, control: TrainerControl, **kwargs: Any
     ) -> None:
-        self.previous = signal.signal(signal.SIGINT, self._request)
+        self.previous = {number: signal.signal(number, self._request) for number in (signal.SIGINT, signal.SIGTERM)}
 
     def _request(self, number: int, frame: Any) -> None:
+        if not self.requested:
+            self.console.print("Interrupted: saving a checkpoint after this step (Ctrl-C again to stop at once).")
         self.requested = True
-        signal.signal(signal.SIGINT, self.previous)
-        self.console.print("Interrupted: saving a checkpoint after this step (Ctrl-C again to stop at once).")
+        if number == signal.SIGINT:
+            signal.signal(signal.SIGINT, self.previous[signal.SIGINT])
 
     def on_step_end(self, args: TrainingArguments, state: TrainerState, control: TrainerControl, **kwargs: Any) -> None:
+        process = PartialState()
+        if process.num_processes > 1:
+            flag = torch.tensor([float(self.requested)], device=process.device)
+            self.requested = reduce(flag, reduction="sum").item() > 0
         if self.requested:
             control.should_save = control.should_training_stop = True
 
     def on_train_end(
         self, args: TrainingArguments, state: TrainerState, control: TrainerControl, **kwargs: Any
     ) -> None:
-        signal.signal(signal.SIGINT, self.previous)
+        for number, handler in self.previous.items():
+            signal.signal(number, handler)

@@ -2,8 +2,10 @@
 
 import json
 import os
+import signal
 import subprocess
 import sys
+import time
 from pathlib import Path
 
 import pytest
@@ -65,3 +67,37 @@ def test_launched_recipe_trains_and_evaluates(tmp_path: Path) -> None:
         (result,) = json.loads((tmp_path / "run" / "evaluations" / f"{moment}.json").read_text())
         assert result["num_prompts"] == 5  # an odd number: the ranks' shares overlap and are counted once
     assert (tmp_path / "run" / "policy" / "model.safetensors").exists()
+
+
+def test_interrupted_processes_agree_on_a_checkpoint_and_go_on(tmp_path: Path) -> None:
+    """Ctrl-C in a terminal reaches the launcher and both ranks, and the launcher then terminates the ranks."""
+    run = tmp_path / "run"
+    sizes = ["trainer.per_device_train_batch_size=8", "trainer.gradient_accumulation_steps=1", "trainer.max_steps=60"]
+    arguments = [str(ROOT / "scripts" / "train.py"), str(ROOT / "recipes" / "quickstart.yaml")]
+    arguments += [f"trainer.output_dir={run}", "evaluation.sets={}", *sizes]
+    port = str(20000 + os.getpid() % 20000)
+    command = [sys.executable, "-m", "accelerate.commands.launch", "--config_file", str(CONFIG)]
+    process = subprocess.Popen(
+        [*command, "--main_process_port", port, *arguments],
+        cwd=tmp_path,
+        env=os.environ | {"PYTHONPATH": str(ROOT), "OMP_NUM_THREADS": "1", "WANDB_MODE": "disabled"},
+        stdout=subprocess.PIPE,
+        stderr=subprocess.STDOUT,
+        text=True,
+        start_new_session=True,
+    )
+    deadline = time.monotonic() + 200
+    while not (run / "metrics.jsonl").exists():
+        assert process.poll() is None, process.communicate()[0]
+        assert time.monotonic() < deadline
+        time.sleep(0.1)
+    os.killpg(process.pid, signal.SIGINT)
+    output, _ = process.communicate(timeout=120)
+    assert process.returncode != 0
+    (checkpoint,) = run.glob("checkpoint-*")
+    step = int(checkpoint.name.split("-")[1])
+    assert step < 60, output
+    launch([*arguments, "--resume"], 2, tmp_path)
+    steps = [json.loads(line)["step"] for line in (run / "metrics.jsonl").read_text().splitlines()]
+    assert steps[-1] == 60
+    assert step + 1 in steps

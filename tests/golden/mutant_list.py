@@ -2,6 +2,7 @@
 
 from dataclasses import dataclass
 
+from tests.golden.mutant_list_ops import OPS_FAULTS
 from tests.golden.mutant_list_switches import SWITCH_FAULTS
 
 
@@ -18,7 +19,7 @@ class Mutant:
 
 ADVANTAGE, POLICY, RATIO = "objectives/advantage.py", "objectives/policy_loss.py", "objectives/ratio.py"
 KL, AGGREGATION = "objectives/kl.py", "objectives/aggregation.py"
-STATS, ESTIMATORS = "ops/token_stats.py", "evaluation/estimators.py"
+ESTIMATORS = "evaluation/estimators.py"
 
 # (file under rlvr/, old text, new text, description)
 FAULTS: tuple[tuple[str, str, str, str], ...] = (
@@ -101,19 +102,6 @@ FAULTS: tuple[tuple[str, str, str, str], ...] = (
     (ADVANTAGE, " & (highest > lowest)", "", "guard of equal rewards removed"),
     (ADVANTAGE, "(highest > lowest)", "(highest > lowest + 1e-3)", "nearly equal rewards zeroed"),
     (ADVANTAGE, "(count >= 2)", "(count >= 3)", "pairs have no signal"),
-    (STATS, "torch.float32)) / temperature", "torch.float32)) * temperature", "temperature multiplied"),
-    (STATS, "torch.float32)) / temperature", "torch.float32))", "temperature ignored"),
-    (STATS, "entropy = -(", "entropy = (", "sign of the entropy"),
-    (STATS, "(log_probs.exp() * log_probs).sum(dim=-1)", "log_probs.mean(dim=-1)", "entropy unweighted"),
-    (STATS, "log_probs.exp() * log_probs", "log_probs.exp().detach() * log_probs", "entropy without gradient"),
-    (STATS, "torch.log_softmax(logits, dim=-1)", "torch.log_softmax(logits.detach(), dim=-1)", "gradient detached"),
-    (STATS, "torch.log_softmax(logits, dim=-1)", "logits - logits.exp().sum(-1, keepdim=True).log()", "overflow"),
-    (STATS, "torch.log_softmax(logits, dim=-1)", "torch.log_softmax(logits, dim=0)", "softmax over the tokens"),
-    (STATS, "linear(hidden, weight, bias)", "linear(hidden, weight)", "bias dropped"),
-    (STATS, "linear(hidden, weight, bias)", "linear(hidden, weight.detach(), bias)", "head without gradient"),
-    (STATS, "targets.unsqueeze(-1)", "targets.roll(1).unsqueeze(-1)", "targets shifted by one"),
-    (STATS, "torch.cat(logprobs)", "torch.cat(logprobs[::-1])", "tiles in the wrong order"),
-    (STATS, "hidden.shape[0] <= tile_tokens", "hidden.shape[0] >= tile_tokens", "tiles not used"),
     (ESTIMATORS, "return 1.0 - math.comb", "return math.comb", "pass@k without the complement"),
     (ESTIMATORS, "(num_samples - num_correct, k)", "(num_samples - num_correct, k - 1)", "pass@k off by one"),
     (ESTIMATORS, "/ math.comb(num_samples, k)", "/ math.comb(num_samples + 1, k)", "pass@k of one sample more"),
@@ -142,8 +130,8 @@ STEP_FAULTS: tuple[tuple[str, str, str, str], ...] = (
     (OBJECTIVE, "torch.where(mask, stats.logprobs, 0.0)", "stats.logprobs", "NaN at padding leaks into the gradient"),
     (
         OBJECTIVE,
-        "losses, mask, denominator, algorithm.aggregation",
-        'losses, mask, denominator, "token_mean"',
+        "losses * weights, mask, denominator, algorithm.aggregation",
+        'losses * weights, mask, denominator, "token_mean"',
         "rule",
     ),
     (
@@ -159,10 +147,12 @@ STEP_FAULTS: tuple[tuple[str, str, str, str], ...] = (
     (OBJECTIVE, 'mask, denominator, "token_mean")', "mask, denominator, algorithm.aggregation)", "metrics by the rule"),
     (
         OBJECTIVE,
-        "clip_high=algorithm.clip_high",
-        "clip_high=algorithm.clip_low",
-        "clip_high of the recipe ignored",
+        "getattr(algorithm, field.name) for field in fields(PolicySettings)",
+        "getattr(algorithm, field.name) for field in fields(PolicySettings)[:2]",
+        "later settings of the recipe ignored",
     ),
+    (OBJECTIVE, "losses if weights is None else losses * weights", "losses", "mismatch correction not applied"),
+    (OBJECTIVE, 'RATIO_LEVELS["token"]', "RATIO_LEVELS[algorithm.ratio_level]", "penalty of k3_ratio by sequence"),
     (OBJECTIVE, '"loss/kl": kl_loss.detach()', '"loss/kl": kl_loss', "a metric keeps the graph"),
     (OBJECTIVE, "token_share(stats.entropy)", "stats.entropy.mean().detach()", "entropy over padding"),
     (BATCHING, "context_lengths.unsqueeze(1) - 1 +", "context_lengths.unsqueeze(1) +", "predictor off by one"),
@@ -184,8 +174,7 @@ STEP_FAULTS: tuple[tuple[str, str, str, str], ...] = (
         "temperature",
     ),
     (MODEL, "hidden[rows, positions]", "hidden[rows, positions - 1]", "hidden state off by one"),
-    (MODEL, "head.weight, head.bias", "head.weight, None", "bias of the head dropped"),
-    (MODEL, '    "final_logit_softcapping",\n', "", "capped logits accepted"),
+    (MODEL, "            head.bias,\n", "            None,\n", "bias of the head dropped"),
     (MODEL, "unflattened(logprobs), unflattened", "unflattened(logprobs.detach()), unflattened", "gradient cut"),
     (TRAINER, "step_loss.loss * self.accelerator.num_processes", "step_loss.loss", "num_processes forgotten"),
     (TRAINER, "first = self.accelerator.process_index * len(rollouts.group_ids)", "first = 0", "slice of rank 0"),
@@ -236,9 +225,8 @@ TESTS_OF: dict[str, tuple[str, ...]] = {
     RATIO: ("tests/golden/test_objective.py", LAWS),
     KL: ("tests/golden/test_objective.py", LAWS),
     AGGREGATION: ("tests/golden/test_objective.py", LAWS),
-    STATS: ("tests/golden/test_token_stats.py",),
     ESTIMATORS: ("tests/golden/test_estimators.py",),
-    OBJECTIVE: ("tests/golden/test_objective_whole.py",),
+    OBJECTIVE: ("tests/golden/test_objective_whole.py", "tests/golden/test_objective_wiring.py"),
     BATCHING: ("tests/unit/test_batching.py",),
     MODEL: ("tests/invariance/test_policy.py",),
     TRAINER: (STAGES,),
@@ -246,6 +234,11 @@ TESTS_OF: dict[str, tuple[str, ...]] = {
     EVALUATE: ("tests/unit/test_evaluate.py",),
     METRICS: ("tests/unit/test_evaluate.py",),
 }
+OPS_TESTS = (
+    "tests/golden/test_token_stats.py",
+    "tests/golden/test_token_stats_full.py",
+    "tests/invariance/test_policy.py",
+)
 # What one process cannot show.
 TESTS_OF_FAULT: dict[str, tuple[str, ...]] = {
     "num_processes forgotten": (TWO_PROCESSES,),
@@ -255,4 +248,5 @@ TESTS_OF_FAULT: dict[str, tuple[str, ...]] = {
 MUTANTS = (
     *(Mutant(*fault, tests=TESTS_OF_FAULT.get(fault[3], TESTS_OF[fault[0]])) for fault in (*FAULTS, *STEP_FAULTS)),
     *(Mutant(*fault) for fault in SWITCH_FAULTS),
+    *(Mutant(*fault, tests=OPS_TESTS) for fault in OPS_FAULTS),
 )

@@ -141,3 +141,8 @@ def test_mismatch_weighs_the_policy_loss_but_not_the_penalty(rule: str) -> None:
     for name, value in finish_mismatch_metrics(sums).items():
         assert finished[name].item() == pytest.approx(value.item(), rel=1e-12), name
     assert not any(name.startswith("mismatch sum") for name in finished)
+
+
+def test_penalty_is_reweighted_by_token_ratios_at_every_level() -> None:
+    switches = {"ratio_level": "sequence", "kl_estimator": "k3_ratio"}
+    assert loss_of(**switches) == pytest.approx(parts_of(**switches), rel=1e-12)

@@ -1,23 +1,40 @@
 """Statistics of completion tokens: the model's own, whatever else is in the micro-batch or however it is split."""
 
 import random
+from collections.abc import Callable
 from typing import Any
 
 import pytest
 import torch
 from transformers import (
+    Cohere2Config,
+    Cohere2ForCausalLM,
     CohereConfig,
     CohereForCausalLM,
+    FalconH1Config,
+    FalconH1ForCausalLM,
     Gemma2Config,
     Gemma2ForCausalLM,
+    Gemma3ForCausalLM,
+    Gemma3TextConfig,
     GraniteConfig,
     GraniteForCausalLM,
+    GraniteMoeConfig,
+    GraniteMoeForCausalLM,
+    HyperCLOVAXConfig,
+    HyperCLOVAXForCausalLM,
+    MiniCPM3Config,
+    MiniCPM3ForCausalLM,
+    NanoChatConfig,
+    NanoChatForCausalLM,
     PhiConfig,
     PhiForCausalLM,
     PreTrainedModel,
     Qwen3ForCausalLM,
     RecurrentGemmaConfig,
     RecurrentGemmaForCausalLM,
+    VaultGemmaConfig,
+    VaultGemmaForCausalLM,
 )
 
 from rlvr.batching import collate
@@ -215,30 +232,67 @@ SMALL: dict[str, Any] = {
 }
 
 
-def scaled_models() -> dict[str, PreTrainedModel]:
+# MiniCPM3 attends through low-rank projections.
+MLA: dict[str, Any] = SMALL | {
+    "num_key_value_heads": 2,
+    "q_lora_rank": 8,
+    "kv_lora_rank": 8,
+    "qk_nope_head_dim": 4,
+    "qk_rope_head_dim": 4,
+    "v_head_dim": 8,
+}
+
+
+def scaled_models() -> dict[str, Callable[[], PreTrainedModel]]:
+    """Models that scale or cap their logits, by what they use; weights large enough that a cap shows."""
+    three_layers = SMALL | {"num_hidden_layers": 3}
     return {
-        "final_logit_softcapping": Gemma2ForCausalLM(Gemma2Config(**SMALL)),
-        "logits_scaling": GraniteForCausalLM(GraniteConfig(**SMALL, logits_scaling=4.0)),
-        "logit_scale": CohereForCausalLM(CohereConfig(**SMALL)),
+        "final_logit_softcapping": lambda: Gemma2ForCausalLM(Gemma2Config(**SMALL, final_logit_softcapping=0.5)),
+        "cap of one": lambda: Gemma2ForCausalLM(Gemma2Config(**SMALL, final_logit_softcapping=1.0)),
+        "cap of gemma3": lambda: Gemma3ForCausalLM(Gemma3TextConfig(**SMALL, final_logit_softcapping=0.5)),
+        "cap of nanochat": lambda: NanoChatForCausalLM(NanoChatConfig(**SMALL, final_logit_softcapping=0.5)),
+        "cap of vaultgemma": lambda: VaultGemmaForCausalLM(VaultGemmaConfig(**SMALL, final_logit_softcapping=0.5)),
+        "logits_soft_cap": lambda: RecurrentGemmaForCausalLM(
+            RecurrentGemmaConfig(**three_layers, lru_width=16, logits_soft_cap=0.5)
+        ),
+        "logits_scaling": lambda: GraniteForCausalLM(GraniteConfig(**SMALL, logits_scaling=4.0)),
+        "logits_scaling of a mixture": lambda: GraniteMoeForCausalLM(GraniteMoeConfig(**SMALL, logits_scaling=4.0)),
+        "logits_scaling that multiplies": lambda: HyperCLOVAXForCausalLM(
+            HyperCLOVAXConfig(**SMALL, logits_scaling=4.0)
+        ),
+        "logits_scaling as a property": lambda: MiniCPM3ForCausalLM(MiniCPM3Config(**MLA, dim_model_base=4)),
+        "logit_scale": lambda: CohereForCausalLM(CohereConfig(**SMALL, logit_scale=4.0)),
+        "logit_scale of cohere2": lambda: Cohere2ForCausalLM(Cohere2Config(**SMALL, logit_scale=4.0)),
+        "lm_head_multiplier": lambda: FalconH1ForCausalLM(
+            FalconH1Config(**SMALL, lm_head_multiplier=4.0, mamba_d_ssm=16, mamba_n_heads=2, mamba_d_head=8)
+        ),
     }
 
 
-@pytest.mark.parametrize("name", ["final_logit_softcapping", "logits_scaling", "logit_scale"])
-def test_heads_that_change_their_logits_are_refused(name: str) -> None:
-    with pytest.raises(UserError, match=name):
-        attach_token_stats(scaled_models()[name])
-
-
-def test_recurrent_gemma_is_refused_or_right() -> None:
-    config = RecurrentGemmaConfig(**(SMALL | {"num_hidden_layers": 3}), lru_width=16, logits_soft_cap=0.5)
-    model = RecurrentGemmaForCausalLM(config).eval()
+@pytest.mark.parametrize("name", scaled_models())
+def test_heads_that_change_their_logits_are_right(name: str) -> None:
+    torch.manual_seed(0)
+    model = scaled_models()[name]().eval()
+    with torch.no_grad():
+        model.get_output_embeddings().weight.normal_(std=0.5)
     row = uneven_rows()[0]
-    expected, _ = own_stats(model, row, 1.0)
-    try:
+    logprobs, entropy = own_stats(model, row, 0.7)
+    attach_token_stats(model)
+    stats = stats_of(model, [row], 0.7)
+    near(stats.logprobs[0], logprobs)
+    near(stats.entropy[0], entropy)
+    gradient = torch.autograd.grad(stats.logprobs.sum(), model.get_output_embeddings().weight)[0]
+    own = torch.autograd.grad(logprobs.sum(), model.get_output_embeddings().weight, retain_graph=True)[0]
+    if not model.config.tie_word_embeddings:
+        torch.testing.assert_close(gradient, own.to(gradient.dtype), rtol=1e-3, atol=1e-4)
+
+
+@pytest.mark.parametrize("name", ["logit_scale", "final_logit_softcapping", "output_multiplier"])
+def test_adjustments_of_an_unknown_family_are_refused(name: str) -> None:
+    model = tiny_model(0)
+    setattr(model.config, name, 0.5)
+    with pytest.raises(UserError, match=name):
         attach_token_stats(model)
-    except UserError:
-        return
-    near(stats_of(model, [row], 1.0).logprobs[0], expected)
 
 
 def test_head_without_scaling_of_the_same_family_is_accepted() -> None:
