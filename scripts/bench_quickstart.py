@@ -1,6 +1,6 @@
 """Runs the quickstart with several seeds, one after the other, and prints what each gained and how long it took.
 
-python scripts/bench_quickstart.py [--seeds 1 2 3] [--output docs/bench_quickstart.json]
+python scripts/bench_quickstart.py [--seeds 1 2 3] [--output docs/benchmarks/quickstart.json]
 """
 
 import argparse
