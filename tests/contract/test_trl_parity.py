@@ -15,6 +15,16 @@ TRL_SETTINGS: dict[str, dict[str, Any]] = {
     "dapo": {"loss_type": "dapo", "epsilon": 0.2, "epsilon_high": 0.28, "scale_rewards": "group"},
     "grpo": {"loss_type": "grpo", "epsilon": 0.2, "epsilon_high": 0.2, "scale_rewards": "group"},
     "dr_grpo": {"loss_type": "dr_grpo", "epsilon": 0.2, "epsilon_high": 0.2, "scale_rewards": "none"},
+    "gspo": {
+        "loss_type": "grpo",
+        "importance_sampling_level": "sequence",
+        "epsilon": 3e-4,
+        "epsilon_high": 4e-4,
+        "scale_rewards": "group",
+    },
+    "cispo": {"loss_type": "cispo", "epsilon_high": 5.0, "scale_rewards": "group"},
+    "sapo": {"loss_type": "sapo", "sapo_temperature_pos": 1.0, "sapo_temperature_neg": 1.05, "scale_rewards": "group"},
+    "lite_ppo": {"loss_type": "dapo", "epsilon": 0.2, "epsilon_high": 0.2, "scale_rewards": "batch"},
 }
 
 
@@ -32,7 +42,7 @@ def gradient(model: torch.nn.Module) -> torch.Tensor:
     return torch.cat([p.grad.flatten() for p in model.parameters() if p.grad is not None])
 
 
-@pytest.mark.parametrize("preset", ["dapo", "grpo", "dr_grpo"])
+@pytest.mark.parametrize("preset", TRL_SETTINGS)
 @pytest.mark.parametrize("kl_coef", [0.0, 0.05])
 def test_loss_and_gradient_equal_trl_on_the_same_rollouts(
     tmp_path: Path, make_trainer: MakeTrainer, preset: str, kl_coef: float
@@ -111,7 +121,7 @@ def our_step(trainer: Any, batch: dict[str, torch.Tensor], kl_coef: float) -> fl
     return total
 
 
-@pytest.mark.parametrize("preset", ["dapo", "dr_grpo"])
+@pytest.mark.parametrize("preset", ["dapo", "dr_grpo", "lite_ppo"])
 def test_advantages_equal_trl_on_the_same_rollouts(tmp_path: Path, make_trainer: MakeTrainer, preset: str) -> None:
     theirs = trl_trainer(tmp_path / "trl", TRL_SETTINGS[preset])
     ours = make_trainer(preset)
