@@ -1,6 +1,6 @@
 """Step time of RLVRTrainer against plain trl.GRPOTrainer: same model, batch and reward, alternating in one run.
 
-    python scripts/bench_step.py [--model builtin://starter] [--rounds 8] [--steps 3] [--output docs/benchmarks/step.json]
+    python scripts/bench_step.py [--model MODEL] [--rounds 8] [--steps 3] [--output docs/benchmarks/step.json]
 
 Each round trains both for the same number of steps from the same weights, so that completions have the same lengths;
 the order alternates from round to round. The figure to read is the ratio per round (TRL / ours: above 1 is faster).
