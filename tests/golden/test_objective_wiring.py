@@ -146,3 +146,17 @@ def test_mismatch_weighs_the_policy_loss_but_not_the_penalty(rule: str) -> None:
 def test_penalty_is_reweighted_by_token_ratios_at_every_level() -> None:
     switches = {"ratio_level": "sequence", "kl_estimator": "k3_ratio"}
     assert loss_of(**switches) == pytest.approx(parts_of(**switches), rel=1e-12)
+
+
+@pytest.mark.parametrize("rule", get_args(PolicyLoss))
+@pytest.mark.parametrize("estimator", get_args(KLEstimator))
+def test_garbage_at_masked_positions_reaches_no_gradient(rule: str, estimator: str) -> None:
+    stats, batch = step()
+    dirty = torch.where(batch.loss_mask, stats.logprobs, torch.nan).requires_grad_()
+    algorithm = AlgorithmConfig(preset="grpo", policy_loss=rule, kl_estimator=estimator, kl_coef=0.3).resolved()
+    result = objective(TokenStats(dirty, stats.entropy), batch, algorithm)
+    assert result.loss.item() == pytest.approx(loss_of(policy_loss=rule, kl_estimator=estimator), rel=1e-12)
+    result.loss.backward()
+    assert dirty.grad is not None
+    assert torch.isfinite(dirty.grad).all()
+    assert not dirty.grad[~batch.loss_mask].any()
