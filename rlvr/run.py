@@ -93,7 +93,9 @@ def run_recipe(loaded: LoadedRecipe, resume: bool) -> Path:
     trainer.train(resume_from_checkpoint=str(checkpoint) if checkpoint else None)
     if interrupt.requested:
         newest = run_directory.newest_checkpoint(loaded.output_dir)
-        raise Interrupted(f"Interrupted; saved {newest}. Go on with: rlvr train {loaded.path} --resume")
+        # The recipe in the run directory holds the overrides of this command as well.
+        recipe = loaded.output_dir / "recipe.yaml"
+        raise Interrupted(f"Interrupted; saved {newest}. Go on with: rlvr train {recipe} --resume")
     policy_dir = loaded.output_dir / "policy"
     trainer.save_model(str(policy_dir))
     if state.is_main_process:

@@ -186,7 +186,10 @@ def test_ctrl_c_saves_a_checkpoint_and_the_run_goes_on(recipe: Path) -> None:
     (checkpoint,) = run.glob("checkpoint-*")
     step = int(checkpoint.name.split("-")[1])
     assert 1 <= step < 400
-    resumed = train(recipe, "--resume", "trainer.max_steps=400")
+    # The advised command as it stands: the overrides of the first one must not be needed again.
+    advised = stderr.rsplit("rlvr ", 1)[1].split()
+    assert advised[0] == "train"
+    resumed = CliRunner().invoke(app, advised)
     assert resumed.exit_code == 0, resumed.output + repr(resumed.exception)
     steps = [json.loads(line)["step"] for line in (run / "metrics.jsonl").read_text().splitlines()]
     assert steps[-1] == 400
