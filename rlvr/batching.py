@@ -4,9 +4,12 @@ from collections.abc import Sequence
 
 import torch
 from torch import Tensor
+from torch.nn import functional
 from torch.nn.utils.rnn import pad_sequence
 
 from rlvr.objectives.aggregation import Denominator
+from rlvr.ops.support import pad_kept
+from rlvr.ops.token_stats import TokenStats
 from rlvr.types import Microbatch, Rollouts, TrainRow
 
 
@@ -68,6 +71,15 @@ def collate(rows: Sequence[TrainRow], denominator: Denominator, pad_token_id: in
         present = [value for value in values if value is not None]
         return padded(present, 0.0) if present else None
 
+    def right_padded(values: list[Tensor]) -> Tensor:
+        return torch.stack([functional.pad(value, (0, width - len(value))) for value in values])
+
+    def per_token(advantage: float | Tensor) -> Tensor:
+        if isinstance(advantage, float):
+            return torch.full((width,), advantage)
+        return functional.pad(advantage.to("cpu", torch.get_default_dtype()), (0, width - len(advantage)))
+
+    sampled = [row.sampled for row in rows if row.sampled is not None]
     completion_ids = [torch.tensor(row.completion_ids) for row in rows]
     sequences = [torch.tensor(row.context_ids + row.completion_ids) for row in rows]
     width = max(len(ids) for ids in completion_ids)
@@ -81,9 +93,27 @@ def collate(rows: Sequence[TrainRow], denominator: Denominator, pad_token_id: in
         completion_mask=padded([torch.ones_like(ids, dtype=torch.bool) for ids in completion_ids], False),
         predictor_index=index.clamp(max=input_ids.shape[1] - 1).to(device),
         loss_mask=padded([torch.tensor(row.loss_mask, dtype=torch.bool) for row in rows], False),
-        advantages=torch.tensor([row.advantage for row in rows]).unsqueeze(1).expand(-1, width).to(device),
+        advantages=torch.stack([per_token(row.advantage) for row in rows]).to(device),
+        row_ids=torch.tensor([row.row_id for row in rows], device=device),
         old_logprobs=stacked([row.old_logprobs for row in rows]),
         ref_logprobs=stacked([row.ref_logprobs for row in rows]),
         sampling_logprobs=stacked([row.sampling_logprobs for row in rows]),
         denominator=denominator,
+        sampled=TokenStats.joined(sampled, right_padded) if len(sampled) == len(rows) else None,
+        supports=[row.support for row in rows if row.support is not None] or None,
     )
+
+
+def support_query(batch: Microbatch) -> tuple[Tensor | None, Tensor | None, Tensor | None]:
+    """(mask [b, T], ids [m, C], proxy log-probs [m, C]) of the tokens whose kept tokens a regulariser wants scored.
+
+    All None where none does, or where it selected nothing.
+    """
+    masks = [each.support_mask for each in batch.prepared.values() if each.support_mask is not None]
+    if not masks or not masks[0].any():
+        return None, None, None
+    (mask,) = masks
+    assert batch.supports is not None
+    rows = zip(batch.supports, mask, strict=True)
+    kept = [piece for support, wanted in rows for piece in support.at(wanted[: len(support.counts)])]
+    return mask, *pad_kept(kept)

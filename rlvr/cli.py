@@ -83,13 +83,14 @@ def explain(preset: Annotated[str, typer.Argument(help="a preset, such as dapo")
     with user_errors():
         if preset not in PRESETS:
             raise RecipeError(f"unknown preset {preset!r}; {nearest(preset, PRESETS, 'presets are')}")
-        switches = asdict(PRESETS[preset])
-        paper, note = switches.pop("paper"), switches.pop("note")
-        typer.echo(f"{preset}: {paper}\n{note}\n")
-        plain = asdict(PRESETS["grpo"])
+        switches, plain = asdict(PRESETS[preset]), asdict(PRESETS["grpo"])
+        typer.echo(f"{preset}: {switches.pop('paper')}\n{switches.pop('note')}\n")
+        regularizers = switches.pop("regularizers")
         for name, value in switches.items():
             mark = "" if value == plain[name] else f"   (grpo: {plain[name]})"
             typer.echo(f"  {name:16} {value}{mark}")
+        for name, settings in regularizers.items():
+            typer.echo(f"  regularizers.{name}: {', '.join(f'{key} {value}' for key, value in settings.items())}")
 
 
 def _recipe_files(path: Path) -> list[Path]:

@@ -32,6 +32,7 @@ from rlvr.data import build_dataset, load_rows
 from rlvr.errors import RunAborted, UserError
 from rlvr.evaluation.callback import EvaluationCallback
 from rlvr.model import load_policy, load_tokenizer
+from rlvr.objectives.regularizers import build_regularizers
 from rlvr.reporting.console import ProgressCallback, comparison_table
 from rlvr.reporting.recorder import RecorderCallback, draw_learning_curve, read_metrics
 from rlvr.trainer import RLVRTrainer
@@ -78,6 +79,7 @@ def run_recipe(loaded: LoadedRecipe, resume: bool) -> Path:
         algorithm=loaded.algorithm,
         reward_functions=functions,
         rewards=loaded.recipe.rewards,
+        regularizers=build_regularizers(loaded.regularizers),
         train_dataset=train_data,
         processing_class=tokenizer,
         callbacks=[evaluation, ProgressCallback(console), recorder, interrupt],

@@ -6,33 +6,55 @@ TRL keeps loading, engines, data loading, checkpoints and logging; the step itse
 """
 
 import hashlib
+import itertools
+import json
 import time
 from collections.abc import Iterator, Mapping, Sequence
 from contextlib import contextmanager, nullcontext
 from dataclasses import replace
+from functools import partial
+from pathlib import Path
 from typing import Any
 
 import torch
-from accelerate.utils import gather_object
 from datasets import Dataset
 from peft import PeftModel
 from torch import Tensor
 from transformers import GenerationConfig, PreTrainedModel, PreTrainedTokenizerBase, TrainerCallback
+from transformers.trainer_utils import PREFIX_CHECKPOINT_DIR
 from trl import GRPOConfig, GRPOTrainer
 
-from rlvr.batching import collate, count_rows, group_by_length, loss_masks_of, sampling_logprobs_of, step_windows
+from rlvr.advantages import step_advantages
+from rlvr.batching import (
+    collate,
+    count_rows,
+    group_by_length,
+    loss_masks_of,
+    sampling_logprobs_of,
+    step_windows,
+    support_query,
+)
 from rlvr.config import Algorithm
 from rlvr.config.schema import RewardsConfig
-from rlvr.errors import RecipeError, RunAborted
-from rlvr.objectives.advantage import ADVANTAGES
+from rlvr.errors import RecipeError
+from rlvr.frozen import frozen_statistics
+from rlvr.gathering import gather_ragged, gather_table
 from rlvr.objectives.aggregation import Denominator
 from rlvr.objectives.objective import finish_metrics, objective
-from rlvr.policy import attach_token_stats, completion_stats
+from rlvr.objectives.regularizers import Regularizer, all_needs
+from rlvr.objectives.regularizers.base import StepTokens
+from rlvr.objectives.regularizers.step import prepare_step, step_tokens
+from rlvr.objectives.reward_kl import reward_penalties
+from rlvr.ops.support import Support, SupportLogprobs
+from rlvr.ops.token_stats import LOGPROBS, StatsRequest, TokenStats
+from rlvr.policy import attach_token_stats, completion_stats, read_completions
 from rlvr.reporting.completions import completions_table
-from rlvr.reporting.metrics import rollout_metrics
+from rlvr.reporting.step_sums import StepSums
 from rlvr.rollout import make_rollouts
 from rlvr.types import Microbatch, Rollouts, ScoredRollouts, TrainRow
-from rlvr.verification import RewardFunction, verify
+from rlvr.verification import RewardFunction, check_unscorable, verify
+
+REGULARIZERS_FILE = "regularizers.json"  # in a checkpoint: what regularisers remember
 
 
 class RLVRTrainer(GRPOTrainer):
@@ -50,6 +72,7 @@ class RLVRTrainer(GRPOTrainer):
         algorithm: Algorithm,
         reward_functions: Sequence[RewardFunction],
         rewards: RewardsConfig,
+        regularizers: Sequence[Regularizer] = (),
         train_dataset: Dataset,
         processing_class: PreTrainedTokenizerBase,
         callbacks: list[TrainerCallback] | None = None,
@@ -77,17 +100,18 @@ class RLVRTrainer(GRPOTrainer):
         if self.ref_model is not None:
             attach_token_stats(self._base(self.ref_model))
         self.algorithm = algorithm
+        self.regularizers, self.needs = list(regularizers), all_needs(regularizers)
         self.reward_functions = list(reward_functions)
         self.rewards_config = rewards
         self.latest_completions: dict[str, list[Any]] = {}  # of the newest rollouts, all ranks, on the main process
-        self._step_sums: dict[str, Tensor] = {}
+        self._step_sums = StepSums()
 
     # ---- the step ---------------------------------------------------------------------------------------------------
 
     def _generate_and_score_completions(self, inputs: list[dict[str, Any]]) -> list[Microbatch]:
         rollouts = self.rollout(inputs)
         scored = self.verify(rollouts)
-        advantages = self.advantages(scored)
+        advantages = self.advantages(scored, self.reward_penalties(rollouts))
         return self.microbatches(rollouts, advantages)
 
     def rollout(self, rows: Sequence[Mapping[str, Any]]) -> Rollouts:
@@ -124,49 +148,48 @@ class RLVRTrainer(GRPOTrainer):
             )
         return ScoredRollouts(rollouts, verdicts)
 
-    def advantages(self, scored: ScoredRollouts) -> list[float]:
-        """Advantages of this rank's completions; groups may lie across ranks, so statistics are of all ranks."""
-        verdicts, rollouts = scored.verdicts, scored.rollouts
-        rewards = self._gather_floats([verdicts.rewards]).squeeze(1)
-        outcomes = self._gather_floats([verdicts.outcomes]).squeeze(1)
-        components = self._gather_floats(list(zip(*verdicts.components, strict=True)))
-        loss_masks = loss_masks_of(rollouts, self.algorithm.overlong_filter)
-        num_tokens = self._gather_floats([[float(sum(mask)) for mask in loss_masks]]).squeeze(1)
-        group_ids = self.accelerator.gather(torch.tensor(rollouts.group_ids, device=self.accelerator.device))
-        self._abort_when_unscorable(torch.isnan(rewards).float().mean().item())
-
-        rule = ADVANTAGES[self.algorithm.advantage]
-        advantages = rule(
-            rewards,
-            group_ids,
-            num_tokens=num_tokens,
-            ddof=self.algorithm.advantage_ddof,
-            eps=self.algorithm.advantage_eps,
+    def reward_penalties(self, rollouts: Rollouts) -> list[Tensor]:
+        """What the divergence from the reference takes off the reward of every token; nothing if it is in the loss."""
+        algorithm = self.algorithm
+        if algorithm.kl_coef == 0 or algorithm.kl_placement == "loss":
+            return []
+        loss_masks = loss_masks_of(rollouts, algorithm.overlong_filter)
+        columns = zip(rollouts.context_ids, rollouts.completion_ids, loss_masks, strict=True)
+        rows = [TrainRow(context, completion, mask, 0.0) for context, completion, mask in columns]
+        frozen = self._frozen_statistics(self.model, rows, LOGPROBS)
+        masks = [torch.tensor(mask, device=self.accelerator.device) for mask in loss_masks]
+        return reward_penalties(
+            [stats.logprobs for stats, _ in frozen],
+            self._ref_logprobs(rows),
+            masks,
+            estimator=algorithm.kl_estimator,
+            coef=algorithm.kl_coef,
         )
-        for name, value in rollout_metrics(
-            verdicts.names, components, rewards, outcomes, group_ids, advantages
-        ).items():
-            self._metrics["train"][name].append(value)
-        first = self.accelerator.process_index * len(rollouts.group_ids)
-        local = advantages[first : first + len(rollouts.group_ids)].tolist()
-        self.latest_completions = self._gather_table(completions_table(scored, local))
-        return local
 
-    def microbatches(self, rollouts: Rollouts, advantages: Sequence[float]) -> list[Microbatch]:
+    def advantages(self, scored: ScoredRollouts, penalties: Sequence[Tensor] = ()) -> list[float] | list[Tensor]:
+        """Advantages of this rank's completions, or [T] of their tokens; statistics are of all ranks."""
+        result = step_advantages(scored, penalties, self.algorithm, self.accelerator)
+        check_unscorable(result.metrics["outcome/unscorable_frac"], self.rewards_config)
+        self._record(result.metrics)
+        self.latest_completions = gather_table(completions_table(scored, result.of_completions))
+        return result.of_tokens or result.of_completions
+
+    def microbatches(self, rollouts: Rollouts, advantages: Sequence[float | Tensor]) -> list[Microbatch]:
         """The generation batch cut into optimiser steps and those into micro-batches of similar length."""
         loss_masks = loss_masks_of(rollouts, self.algorithm.overlong_filter)
         rows = [
-            TrainRow(context, completion, mask, advantage, sampling_logprobs=sampling)
-            for context, completion, mask, advantage, sampling in zip(
+            TrainRow(context, completion, mask, advantage, row_id, sampling_logprobs=sampling)
+            for row_id, context, completion, mask, advantage, sampling in zip(
+                itertools.count(self.accelerator.process_index * len(advantages)),
                 rollouts.context_ids,
                 rollouts.completion_ids,
                 loss_masks,
                 advantages,
                 sampling_logprobs_of(rollouts),
-                strict=True,
+                strict=False,  # the row ids have no end
             )
         ]
-        rows = self._with_frozen_logprobs(rows)
+        rows = self._with_frozen_statistics(rows)
         accumulation = self.args.gradient_accumulation_steps
         windows = step_windows(
             len(rows),
@@ -181,15 +204,25 @@ class RLVRTrainer(GRPOTrainer):
             )
             for window, (tokens, sequences, num_rows) in zip(windows, counts.tolist(), strict=True)
             for denominator in [Denominator(tokens, sequences, num_rows, self.max_completion_length)]
-            for chunk in group_by_length([_length(rows[i]) for i in window], accumulation)
+            for chunk in group_by_length([rows[i].length for i in window], accumulation)
         ]
 
     def _compute_loss(self, model: torch.nn.Module, inputs: Microbatch) -> Tensor:
-        step_loss = objective(completion_stats(model, inputs, self.temperature), inputs, self.algorithm)
-        for name, value in step_loss.metrics.items():
-            self._step_sums[name] = self._step_sums.get(name, torch.zeros_like(value)) + value
+        scored_mask, ids, proxy = support_query(inputs)
+        read = read_completions(
+            model, inputs, self.temperature, self.needs.live, scored_mask=scored_mask, scored_ids=ids
+        )
+        step_loss = objective(
+            read.stats,
+            inputs,
+            self.algorithm,
+            self.regularizers,
+            step=self.state.global_step,
+            support=None if read.scores is None else SupportLogprobs(read.scores, proxy),
+        )
+        self._step_sums.add(step_loss.metrics)
         if self.accelerator.sync_gradients:
-            self._flush_step_sums()
+            self._finish_step()
         # Shares of the global step add up over ranks, while DDP, FSDP and DeepSpeed average gradients over them.
         return step_loss.loss * self.accelerator.num_processes
 
@@ -199,7 +232,47 @@ class RLVRTrainer(GRPOTrainer):
         generate_every = self.args.steps_per_generation * self.num_iterations
         if self._buffered_inputs is None or self._step % generate_every == 0:
             self._buffered_inputs = self._generate_and_score_completions(generation_batch)
-        return self._buffered_inputs[self._step % self.args.steps_per_generation]
+            if self.needs.step is not None and self.state.global_step == 0:
+                tokens = self._step_tokens(self._buffered_inputs, [batch.sampled for batch in self._buffered_inputs])
+                for regularizer in self.regularizers:
+                    regularizer.start(tokens)
+        position = self._step % self.args.steps_per_generation
+        if self.needs.step is not None and position % self.args.gradient_accumulation_steps == 0:
+            self._prepare_step(position, weights_moved=self._step % generate_every != 0)
+        return self._buffered_inputs[position]
+
+    def _prepare_step(self, first: int, weights_moved: bool) -> None:
+        """Lets the regularisers see the whole optimiser step, under the current weights, before its first loss."""
+        window = slice(first, first + self.args.gradient_accumulation_steps)
+        batches = self._buffered_inputs[window]
+        currents = [self._statistics_of(batch) if weights_moved else batch.sampled for batch in batches]
+        tokens = self._step_tokens(batches, currents)
+        self._buffered_inputs[window], metrics = prepare_step(batches, self.regularizers, tokens)
+        self._record(metrics)
+
+    def _step_tokens(self, batches: Sequence[Microbatch], currents: Sequence[TokenStats]) -> StepTokens:
+        return step_tokens(
+            batches,
+            currents,
+            self.algorithm,
+            step=self.state.global_step,
+            seed=self.args.seed,
+            gather=partial(gather_ragged, self.accelerator),
+        )
+
+    def _save_checkpoint(self, model: torch.nn.Module, trial: Any) -> None:
+        super()._save_checkpoint(model, trial)
+        if self.args.should_save:
+            folder = Path(self._get_output_dir(trial=trial)) / f"{PREFIX_CHECKPOINT_DIR}-{self.state.global_step}"
+            states = {regularizer.name: regularizer.state_dict() for regularizer in self.regularizers}
+            (folder / REGULARIZERS_FILE).write_text(json.dumps(states) + "\n")
+
+    def _load_optimizer_and_scheduler(self, checkpoint: str | None) -> None:
+        super()._load_optimizer_and_scheduler(checkpoint)
+        if checkpoint is not None and self.regularizers:
+            states = json.loads((Path(checkpoint) / REGULARIZERS_FILE).read_text())
+            for regularizer in self.regularizers:
+                regularizer.load_state_dict(states[regularizer.name])
 
     # ---- sampling for evaluation ------------------------------------------------------------------------------------
 
@@ -244,54 +317,65 @@ class RLVRTrainer(GRPOTrainer):
         unwrapped = self.accelerator.unwrap_model(model)
         return unwrapped.get_base_model() if isinstance(unwrapped, PeftModel) else unwrapped
 
-    def _with_frozen_logprobs(self, rows: list[TrainRow]) -> list[TrainRow]:
-        """Adds old log-probs when the weights move before the rows are used up, reference ones for a KL penalty."""
+    def _with_frozen_statistics(self, rows: list[TrainRow]) -> list[TrainRow]:
+        """Adds what the loss takes from frozen weights: old log-probs when the weights move before the rows are used
+        up, reference ones for a KL penalty, and the statistics under the sampling policy that a regulariser needs.
+        """
         generate_every = self.args.steps_per_generation * self.num_iterations
         is_off_policy = generate_every != self.args.gradient_accumulation_steps or self.use_vllm
-        old = self._frozen_logprobs(self.model, rows) if is_off_policy else [None] * len(rows)
-        ref: Sequence[Tensor | None] = [None] * len(rows)
-        if self.algorithm.kl_coef > 0:
-            without_adapter = (
-                nullcontext() if self.ref_model else self.accelerator.unwrap_model(self.model).disable_adapter()
+        if is_off_policy or self.needs.step is not None:
+            with self._timed("old_logprobs"):
+                frozen = self._frozen_statistics(self.model, rows, self._sampled_request, self.needs.support)
+            for i, (stats, support) in enumerate(frozen):
+                old = stats.logprobs if is_off_policy else None
+                sampled = stats if self.needs.step is not None else None
+                rows[i] = replace(rows[i], old_logprobs=old, sampled=sampled, support=support)
+        if self.algorithm.kl_coef > 0 and self.algorithm.kl_placement == "loss":
+            rows = [replace(row, ref_logprobs=ref) for row, ref in zip(rows, self._ref_logprobs(rows), strict=True)]
+        return rows
+
+    def _ref_logprobs(self, rows: Sequence[TrainRow]) -> list[Tensor]:
+        model = self.ref_model or self.model
+        with nullcontext() if self.ref_model else self.accelerator.unwrap_model(model).disable_adapter():
+            return [stats.logprobs for stats, _ in self._frozen_statistics(model, rows, LOGPROBS)]
+
+    @property
+    def _sampled_request(self) -> StatsRequest:
+        """Serves the first optimiser step on these rollouts as well, as the weights are the same then."""
+        return self.needs.sampled if self.needs.step is None else self.needs.sampled.merged(self.needs.step)
+
+    def _frozen_statistics(
+        self, model: torch.nn.Module, rows: Sequence[TrainRow], request: StatsRequest, with_support: bool = False
+    ) -> list[tuple[TokenStats, Support | None]]:
+        with self.accelerator.autocast():
+            return frozen_statistics(
+                model,
+                rows,
+                num_batches=self.args.steps_per_generation,
+                pad_token_id=self._tokenizer.pad_token_id,
+                device=self.accelerator.device,
+                temperature=self.temperature,
+                request=request,
+                with_support=with_support,
             )
-            with without_adapter:
-                ref = self._frozen_logprobs(self.ref_model or self.model, rows)
-        return [replace(row, old_logprobs=o, ref_logprobs=r) for row, o, r in zip(rows, old, ref, strict=True)]
 
     @torch.no_grad()
-    def _frozen_logprobs(self, model: torch.nn.Module, rows: Sequence[TrainRow]) -> list[Tensor]:
-        logprobs: list[Tensor] = [torch.empty(0)] * len(rows)
-        unused = Denominator(1.0, 1.0, 1.0, 1)
-        for chunk in group_by_length([_length(row) for row in rows], self.args.steps_per_generation):
-            batch = collate([rows[i] for i in chunk], unused, self._tokenizer.pad_token_id, self.accelerator.device)
-            with self.accelerator.autocast():
-                values = completion_stats(model, batch, self.temperature).logprobs
-            for position, i in enumerate(chunk):
-                logprobs[i] = values[position, : len(rows[i].completion_ids)]
-        return logprobs
+    def _statistics_of(self, batch: Microbatch) -> TokenStats:
+        assert self.needs.step is not None
+        with self.accelerator.autocast():
+            return completion_stats(self.model, batch, self.temperature, self.needs.step)
 
-    def _gather_floats(self, columns: Sequence[Sequence[float | None]]) -> Tensor:
-        """[B over all ranks, len(columns)], None as NaN."""
-        values = [[float("nan") if value is None else value for value in column] for column in columns]
-        return self.accelerator.gather(torch.tensor(values, device=self.accelerator.device).T.contiguous())
+    def _finish_step(self) -> None:
+        metrics = finish_metrics(self._step_sums.flush(self.accelerator))
+        for each in self.regularizers:
+            if f"loss/{each.name}" in metrics:
+                metrics[f"coef/{each.name}"] = each.coef_at(self.state.global_step)
+            each.finish(metrics)
+        self._record(metrics)
 
-    def _gather_table(self, table: dict[str, list[Any]]) -> dict[str, list[Any]]:
-        return {name: gather_object(values) for name, values in sorted(table.items())}
-
-    def _abort_when_unscorable(self, share: float) -> None:
-        if share > self.rewards_config.max_unscorable:
-            raise RunAborted(
-                f"The verifier {self.rewards_config.verifier_name!r} gave no verdict on {share:.0%} of this step's"
-                f" completions, over rewards.max_unscorable={self.rewards_config.max_unscorable:.0%}; check it with its"
-                " reference answers, or raise the limit."
-            )
-
-    def _flush_step_sums(self) -> None:
-        names = sorted(self._step_sums)
-        totals = self.accelerator.reduce(torch.stack([self._step_sums[name] for name in names]), reduction="sum")
-        for name, value in finish_metrics(dict(zip(names, totals, strict=True))).items():
-            self._metrics["train"][name].append(value.item())
-        self._step_sums = {}
+    def _record(self, metrics: Mapping[str, float]) -> None:
+        for name, value in metrics.items():
+            self._metrics["train"][name].append(value)
 
     def _derived_seed(self, name: str, step: int) -> int:
         """A seed of its own for each use, so that no part shifts the random numbers of another."""
@@ -310,7 +394,3 @@ class RLVRTrainer(GRPOTrainer):
 def _rewards_of_trl(**_: Any) -> list[float]:
     """TRL insists on a reward; ours are called by the verify stage, so this one must never be."""
     raise RuntimeError("TRL scored completions by itself: its step runs in place of RLVRTrainer's.")
-
-
-def _length(row: TrainRow) -> int:
-    return len(row.context_ids) + len(row.completion_ids)

@@ -4,12 +4,16 @@ Legend of shapes: B completions on this rank, b rows of a micro-batch, P prompt 
 Ragged data stays in lists until a micro-batch is made, so that each one is only as wide as its own longest row.
 """
 
-from dataclasses import dataclass
+from collections.abc import Mapping
+from dataclasses import dataclass, field
 from typing import Any
 
 from torch import Tensor
 
 from rlvr.objectives.aggregation import Denominator
+from rlvr.objectives.regularizers.base import Prepared
+from rlvr.ops.support import Support
+from rlvr.ops.token_stats import TokenStats
 from rlvr.verification import Verdicts
 
 
@@ -44,10 +48,18 @@ class TrainRow:
     context_ids: list[int]  # what the loss conditions on
     completion_ids: list[int]
     loss_mask: list[bool]
-    advantage: float
+    advantage: float | Tensor  # of the completion, or [T]
+    row_id: int = 0  # its place in the generation batch, over all ranks
     old_logprobs: Tensor | None = None  # [T]
     ref_logprobs: Tensor | None = None  # [T]
     sampling_logprobs: Tensor | None = None  # [T], NaN where the engine gave none
+    sampled: TokenStats | None = None  # [T] under the policy that sampled; None when no regulariser asks
+    support: Support | None = None  # the tokens that its filter kept
+
+    @property
+    def length(self) -> int:
+        """Tokens of context and completion."""
+        return len(self.context_ids) + len(self.completion_ids)
 
 
 @dataclass(frozen=True)
@@ -61,7 +73,11 @@ class Microbatch:
     predictor_index: Tensor  # [b, T] position in L whose hidden state predicts this completion token
     loss_mask: Tensor  # [b, T] bool
     advantages: Tensor  # [b, T]
+    row_ids: Tensor  # [b] place in the generation batch, over all ranks
     old_logprobs: Tensor | None  # [b, T]; None when the rollouts come from the current weights
     ref_logprobs: Tensor | None  # [b, T]; None without a KL penalty
     sampling_logprobs: Tensor | None  # [b, T]; None when the trainer's own model samples
     denominator: Denominator
+    sampled: TokenStats | None = None  # [b, T] under the policy that sampled; None when no regulariser asks
+    supports: list[Support] | None = None  # of each row
+    prepared: Mapping[str, Prepared] = field(default_factory=dict)  # by regulariser, cut to [b, T]

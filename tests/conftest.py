@@ -16,7 +16,9 @@ from transformers import PreTrainedTokenizerFast, PrinterCallback, Qwen3Config, 
 from trl import GRPOConfig
 
 from rlvr.config.presets import PRESETS
+from rlvr.config.regularizers import RegularizersConfig
 from rlvr.config.schema import AlgorithmConfig, RewardsConfig
+from rlvr.objectives.regularizers import build_regularizers
 from rlvr.trainer import RLVRTrainer
 from rlvr.verification import RewardFunction
 
@@ -50,6 +52,15 @@ def tiny_model(seed: int = 0, hidden_size: int = 16) -> Qwen3ForCausalLM:
         dtype="float32",
     )
     return Qwen3ForCausalLM(config)
+
+
+def sharp(model: Qwen3ForCausalLM) -> Qwen3ForCausalLM:
+    """The model with a confident next-token distribution."""
+    with torch.no_grad():
+        for parameter in model.parameters():
+            if parameter.dim() == 2:
+                parameter.mul_(6.0)
+    return model
 
 
 def letter_dataset(num_rows: int = 32) -> Dataset:
@@ -107,6 +118,7 @@ def make_trainer(tmp_path: Path) -> MakeTrainer:
         model: Qwen3ForCausalLM | None = None,
         dataset: Dataset | None = None,
         algorithm: dict[str, Any] | None = None,
+        regularizers: dict[str, Any] | None = None,
         **changes: Any,
     ) -> RLVRTrainer:
         assert preset in PRESETS
@@ -116,6 +128,7 @@ def make_trainer(tmp_path: Path) -> MakeTrainer:
             algorithm=AlgorithmConfig(preset=preset, **(algorithm or {})).resolved(),
             reward_functions=[RewardFunction("reward", 1.0, reward)],
             rewards=RewardsConfig.model_validate({"functions": [{"use": "exact", "name": "reward"}]}),
+            regularizers=build_regularizers(RegularizersConfig.model_validate(regularizers or {})),
             train_dataset=dataset or letter_dataset(),
             processing_class=tiny_tokenizer(),
         )

@@ -11,9 +11,11 @@ from typing import Any
 import yaml
 from pydantic import ValidationError
 
-from rlvr.config.presets import Algorithm
+from rlvr.config.presets import PRESETS, Algorithm
 from rlvr.config.problems import Problem, dotted, first_problem, model_at, shown
-from rlvr.config.schema import SHORTHANDS, Recipe, Section
+from rlvr.config.regularizers import RegularizersConfig
+from rlvr.config.schema import SHORTHANDS, Recipe
+from rlvr.config.section import Section
 from rlvr.config.trainer_defaults import merged_trainer
 from rlvr.errors import RecipeError
 
@@ -27,6 +29,7 @@ class LoadedRecipe:
     recipe: Recipe
     path: Path
     algorithm: Algorithm
+    regularizers: RegularizersConfig  # the preset's and the recipe's own
     trainer: dict[str, Any]  # fields of GRPOConfig, our defaults merged in
     base_dir: Path  # relative paths of the recipe are looked up here first, then in the working directory
     output_dir: Path
@@ -44,6 +47,7 @@ def load_recipe(path: str | Path, overrides: Sequence[str] = ()) -> LoadedRecipe
             _apply(content, override)
         recipe = Recipe.model_validate(content)
         trainer = _trainer(recipe, path)
+        regularizers = _regularizers(recipe)
     except ValidationError as error:
         problem = first_problem(error, Recipe, SHORTHANDS)
         raise RecipeError(f"{path}: {problem}") from error
@@ -53,6 +57,7 @@ def load_recipe(path: str | Path, overrides: Sequence[str] = ()) -> LoadedRecipe
         recipe=recipe,
         path=path,
         algorithm=recipe.algorithm.resolved(),
+        regularizers=regularizers,
         trainer=trainer,
         base_dir=path.absolute().parent,
         output_dir=Path(trainer["output_dir"]),
@@ -64,7 +69,11 @@ def resolved_yaml(loaded: LoadedRecipe) -> str:
 
     Local data and reward files are written with their absolute paths.
     """
-    content = loaded.recipe.model_dump() | {"algorithm": asdict(loaded.algorithm), "trainer": loaded.trainer}
+    content = loaded.recipe.model_dump() | {
+        "algorithm": asdict(loaded.algorithm),
+        "regularizers": loaded.regularizers.model_dump(),
+        "trainer": loaded.trainer,
+    }
     rewards = loaded.recipe.rewards
     content["rewards"]["verifier"] = rewards.verifier_name
     for function, dumped in zip(rewards.functions, content["rewards"]["functions"], strict=True):
@@ -88,6 +97,15 @@ def _trainer(recipe: Recipe, path: Path) -> dict[str, Any]:
         return merged_trainer(recipe.trainer, default_output_dir=f"runs/{path.stem}")
     except Problem as problem:
         raise Problem(dotted("trainer", problem.key), problem.text) from problem
+
+
+def _regularizers(recipe: Recipe) -> RegularizersConfig:
+    """The preset's regularisers with the recipe's own over them; what contradicts only once merged is found here."""
+    try:
+        return recipe.regularizers.over(PRESETS[recipe.algorithm.preset].regularizers)
+    except ValidationError as error:
+        problem = first_problem(error, RegularizersConfig, SHORTHANDS)
+        raise Problem(dotted("regularizers", problem.key), problem.text) from error
 
 
 def _text(path: Path) -> str:

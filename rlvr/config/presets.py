@@ -1,12 +1,14 @@
 """Named points of the GRPO family: one value for every switch of the objective."""
 
-from dataclasses import asdict, dataclass
+from collections.abc import Mapping
+from dataclasses import asdict, dataclass, field
 from typing import Any, Literal
 
 AdvantageRule = Literal["group", "centered", "batch_std", "rloo", "reinforce_pp", "reinforce_pp_baseline", "none"]
 RatioLevel = Literal["token", "sequence", "sequence_token"]
 PolicyLoss = Literal["clip", "cispo", "sapo", "gppo", "reinforce"]
 Aggregation = Literal["token_mean", "sequence_mean", "constant", "token_sum"]
+KLPlacement = Literal["loss", "reward"]
 KLEstimator = Literal["k1", "k2", "k3", "k3_ratio"]
 Mismatch = Literal["none", "token_tis", "sequence_tis", "icepop", "sequence_mask", "geometric"]
 
@@ -31,6 +33,7 @@ class Switches:
     overlong_filter: bool  # completions cut off by the length limit take no part in the loss
     kl_coef: float
     kl_estimator: KLEstimator
+    kl_placement: KLPlacement  # a term of the loss, or taken off the reward
     mismatch: Mismatch  # correction for an engine whose probabilities are not the trainer's
     mismatch_low: float
     mismatch_high: float
@@ -40,6 +43,7 @@ class Switches:
 class Preset(Switches):
     """The switches of a published algorithm."""
 
+    regularizers: Mapping[str, Mapping[str, Any]] = field(default_factory=dict)  # settings by name
     paper: str
     note: str  # what it changes, and where it departs from the paper or the authors' code
 
@@ -68,6 +72,7 @@ GRPO = Preset(
     overlong_filter=False,
     kl_coef=0.0,
     kl_estimator="k3",
+    kl_placement="loss",
     mismatch="none",
     mismatch_low=0.5,
     mismatch_high=2.0,
@@ -131,16 +136,41 @@ PRESETS: dict[str, Preset] = {
     ),
     "rloo": _changed(
         "2402.14740",
-        "The mean of the other completions is the baseline; plain REINFORCE on whole completions. No KL term, unlike"
-        " the 0.05 of common implementations.",
+        "The mean of the other completions is the baseline; plain REINFORCE on whole completions. The KL penalty is"
+        " taken off the reward, as in the paper, but its coefficient is 0, unlike the 0.05 of common implementations.",
+        kl_placement="reward",
+        kl_estimator="k1",
         advantage="rloo",
         policy_loss="reinforce",
         aggregation="token_sum",
     ),
     "reinforce_pp": _changed(
         "2501.03262",
-        "Advantages whitened over all tokens of the batch instead of within groups; the KL in the reward is off.",
+        "Advantages whitened over all tokens of the batch instead of within groups. The KL penalty is taken off the"
+        " reward token by token, as in the paper, but its coefficient is 0.",
+        kl_placement="reward",
+        kl_estimator="k1",
         advantage="reinforce_pp",
         aggregation="token_mean",
+    ),
+    "lp_reg": _changed(
+        "2510.03222",
+        "Unlikely tokens of failed completions are held at the min-p filtered policy; the ratio is capped at 10 and"
+        " otherwise free. The released code takes the percentile within a micro-batch and among negative tokens only"
+        " (regularizers.lp_reg.scope=microbatch_neg), and does not cap the ratio of a negative advantage (delta=null).",
+        aggregation="token_mean",
+        clip_low=1.0,
+        clip_high=9.0,
+        delta=10.0,
+        regularizers={"lp_reg": {"coef": 1.0, "share": 0.01, "proxy": "min_p", "threshold": 0.02}},
+    ),
+    "siren": _changed(
+        "2509.25133",
+        "Dr.GRPO's loss plus the squared distance of peak-token entropy from its first value. The nucleus is the"
+        " standard one; the released code's is smaller (regularizers.siren.nucleus=paper_code), its square is per"
+        " micro-batch, and it has a dual clip at 3.",
+        advantage="centered",
+        aggregation="constant",
+        regularizers={"siren": {"coef": 0.005, "nucleus_p": 0.8, "peak_quantile": 0.8}},
     ),
 }

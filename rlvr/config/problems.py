@@ -2,6 +2,7 @@
 
 import difflib
 from collections.abc import Collection, Sequence
+from types import NoneType, UnionType
 from typing import Any, get_args, get_origin
 
 from pydantic import BaseModel, ValidationError
@@ -47,12 +48,18 @@ def model_at(model: type[BaseModel], location: Location) -> type[BaseModel] | No
     for part in location:
         if isinstance(described, type) and issubclass(described, BaseModel):
             field = described.model_fields.get(str(part))
-            described = None if field is None else field.annotation
+            described = None if field is None else _without_none(field.annotation)
         elif get_origin(described) in (list, dict):
             described = get_args(described)[-1]
         else:
             return None
     return described if isinstance(described, type) and issubclass(described, BaseModel) else None
+
+
+def _without_none(annotation: Any) -> Any:
+    """The X of `X | None`, anything else as it is."""
+    parts = [part for part in get_args(annotation) if part is not NoneType]
+    return parts[0] if get_origin(annotation) is UnionType and len(parts) == 1 else annotation
 
 
 # pydantic's error type -> what the value must be; filled in from the error's context.
@@ -67,6 +74,7 @@ ALLOWED = {
     "literal_error": "{expected}",
     "greater_than": "greater than {gt}",
     "greater_than_equal": "at least {ge}",
+    "less_than": "less than {lt}",
     "less_than_equal": "at most {le}",
     "string_too_short": "a string that is not empty",
     "too_short": "a list that is not empty",

@@ -5,9 +5,9 @@ Values are not coerced ("8" is not 8), and every rule that ties keys together ra
 
 from collections import Counter
 from dataclasses import fields
-from typing import Any, ClassVar, Literal, Self
+from typing import Any, Literal, Self
 
-from pydantic import BaseModel, ConfigDict, Field, model_validator
+from pydantic import Field, model_validator
 
 from rlvr.config.presets import (
     PRESETS,
@@ -15,25 +15,15 @@ from rlvr.config.presets import (
     Aggregation,
     Algorithm,
     KLEstimator,
+    KLPlacement,
     Mismatch,
     PolicyLoss,
     RatioLevel,
     Switches,
 )
 from rlvr.config.problems import Problem, nearest
-
-
-class Section(BaseModel):
-    """A mapping of a recipe."""
-
-    model_config = ConfigDict(strict=True, extra="forbid", frozen=True, allow_inf_nan=False)
-
-    shorthand: ClassVar[str | None] = None  # the key that a plain string stands for
-
-    @model_validator(mode="before")
-    @classmethod
-    def _expand_shorthand(cls, value: Any) -> Any:
-        return {cls.shorthand: value} if cls.shorthand and isinstance(value, str) else value
+from rlvr.config.regularizers import RegularizersConfig
+from rlvr.config.section import Section
 
 
 class ModelConfig(Section):
@@ -54,7 +44,7 @@ class DataSource(Section):
     dataset: str = Field(min_length=1)
     subset: str | None = None
     split: str = "train"
-    columns: dict[str, str] = {}  # our column -> source column
+    columns: dict[str, str] = Field(default={})  # our column -> source column
     limit: int | None = Field(default=None, ge=1)  # first N rows
 
 
@@ -77,7 +67,7 @@ class RewardFunctionConfig(Section):
     use: str = Field(min_length=1)
     name: str | None = Field(default=None, min_length=1)
     weight: float = 1.0
-    args: dict[str, Any] = {}  # keyword arguments
+    args: dict[str, Any] = Field(default={})  # keyword arguments
 
     @property
     def label(self) -> str:
@@ -130,6 +120,7 @@ class AlgorithmConfig(Section):
     overlong_filter: bool | None = None
     kl_coef: float | None = Field(default=None, ge=0)
     kl_estimator: KLEstimator | None = None
+    kl_placement: KLPlacement | None = None
     mismatch: Mismatch | None = None
     mismatch_low: float | None = Field(default=None, ge=0)
     mismatch_high: float | None = Field(default=None, gt=0)
@@ -139,6 +130,9 @@ class AlgorithmConfig(Section):
         if self.preset not in PRESETS:
             advice = nearest(self.preset, PRESETS, f"presets are {', '.join(PRESETS)}")
             raise Problem("preset", f"unknown preset {self.preset!r}; {advice}")
+        algorithm = self.resolved()
+        if algorithm.kl_placement == "reward" and algorithm.kl_estimator == "k3_ratio":
+            raise Problem("kl_estimator", "'k3_ratio' reweighs a term of the loss; in the reward use 'k1'")
         return self
 
     def resolved(self) -> Algorithm:
@@ -152,10 +146,10 @@ class AlgorithmConfig(Section):
 class EvaluationConfig(Section):
     """What is measured, on which held-out sets."""
 
-    sets: dict[str, DataSource] = {}
+    sets: dict[str, DataSource] = Field(default={})
     num_samples: int = Field(default=8, ge=1)  # completions per prompt
     temperature: float = Field(default=1.0, gt=0)
-    k: list[int] = [1, 8]  # of pass@k
+    k: list[int] = Field(default=[1, 8])  # of pass@k
     greedy: bool = True
     batch_size: int = Field(default=64, ge=1)  # completions per generate call and process
     seed: int = 0
@@ -194,7 +188,8 @@ class Recipe(Section):
     data: DataConfig
     rewards: RewardsConfig
     algorithm: AlgorithmConfig = AlgorithmConfig()
-    trainer: dict[str, Any] = {}
+    regularizers: RegularizersConfig = RegularizersConfig()
+    trainer: dict[str, Any] = Field(default={})
     evaluation: EvaluationConfig = EvaluationConfig()
     report: ReportConfig = ReportConfig()
 

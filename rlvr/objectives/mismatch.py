@@ -143,8 +143,8 @@ def mismatch_metrics(
 ) -> dict[str, Tensor]:
     """Sums over loss tokens, scalars, to be added up over micro-batches and ranks for `finish_mismatch_metrics`.
 
-    num_tokens and masked (dropped by the correction) are of all loss tokens; num_measured, rho, rho_squared and
-    k3 = rho - 1 - log rho of those with a sampling log-prob. They are of rho itself, before any correction, so that
+    num_tokens and masked (dropped by the correction) are of all loss tokens; num_measured, rho, rho_squared, |log rho|
+    and k3 = rho - 1 - log rho of those with a sampling log-prob. They are of rho itself, before any correction, so that
     runs with different rules compare. Assumes samples of the engine: then k3 is Schulman's, unbiased for
     KL(sampler || trainer).
     """
@@ -160,6 +160,29 @@ def mismatch_metrics(
         "rho_squared": rho.square().sum(),
         # expm1, because rho - 1 of a small log rho would be rounding in float32; 0 where nothing was measured.
         "k3": (torch.expm1(log_rho) - log_rho).sum(),
+        "abs_log_rho": log_rho.abs().sum(),
+    }
+
+
+def mismatch_extremes(old_logprobs: Tensor, sampling_logprobs: Tensor, mask: Tensor) -> dict[str, Tensor]:
+    """Maxima over the measured loss tokens, scalars, of log rho and of -log rho within [-20, 20]; 0 without any.
+
+    To be combined by the maximum over micro-batches and ranks for `finish_mismatch_extremes`.
+    """
+    measured = _measured(old_logprobs, sampling_logprobs, mask)
+    log_rho = _log_rho(old_logprobs, sampling_logprobs, mask).clamp(-LOG_LIMIT, LOG_LIMIT)[measured]
+    if not len(log_rho):
+        return {"log_rho": old_logprobs.new_zeros(()), "minus_log_rho": old_logprobs.new_zeros(())}
+    return {"log_rho": log_rho.max(), "minus_log_rho": (-log_rho).max()}
+
+
+def finish_mismatch_extremes(maxima: Mapping[str, Tensor]) -> dict[str, Tensor]:
+    """rho_min, rho_max, and the largest |log rho| of the whole step."""
+    high, low = maxima["log_rho"], maxima["minus_log_rho"]
+    return {
+        "sampler/rho_max": high.exp(),
+        "sampler/rho_min": (-low).exp(),
+        "sampler/logprob_diff_max": torch.maximum(high, low),
     }
 
 
@@ -167,8 +190,9 @@ def finish_mismatch_metrics(sums: Mapping[str, Tensor]) -> dict[str, Tensor]:
     """The metrics of the whole step, scalars, from its sums; where no token was measured, those of rho = 1.
 
     masked_frac = masked / n; rho_mean = sum rho / n; mismatch_kl = sum k3 / n; ess = (sum rho)^2 / (n sum rho^2), the
-    effective sample size (Kish 1965) as a share of the tokens: 1 when all rho are equal. Assumes token weights; those
-    of whole completions have a smaller one.
+    effective sample size (Kish 1965) as a share of the tokens: 1 when all rho are equal; chi2 = sum rho^2 / n - 1, the
+    chi-squared divergence of trainer from sampler. Assumes token weights; those of whole completions have a smaller
+    effective sample size.
     """
     assumed = (sums["num_measured"] == 0).to(sums["rho"].dtype)  # one token of rho = 1 in place of none
     count, rho, rho_squared = sums["num_measured"] + assumed, sums["rho"] + assumed, sums["rho_squared"] + assumed
@@ -177,4 +201,6 @@ def finish_mismatch_metrics(sums: Mapping[str, Tensor]) -> dict[str, Tensor]:
         "sampler/ess": rho.square() / (count * rho_squared),
         "sampler/mismatch_kl": sums["k3"] / count,
         "sampler/rho_mean": rho / count,
+        "sampler/chi2": rho_squared / count - 1.0,
+        "sampler/logprob_diff_mean": sums["abs_log_rho"] / count,
     }

@@ -5,7 +5,7 @@ d = z - max z, e = exp(d), s = sum e, p = e / s. Rows come in blocks small enoug
 """
 
 from dataclasses import dataclass
-from typing import Literal
+from typing import Any, Literal
 
 import torch
 from torch import Tensor
@@ -25,6 +25,24 @@ class StatsRequest:
     min_p: float | None = None  # kappa: tokens with p >= kappa * max p are kept
     fixed_p: float | None = None  # tau: tokens with p > tau are kept
 
+    def merged(self, other: "StatsRequest") -> "StatsRequest":
+        """What both ask for. Raises ValueError when they want one statistic with different settings."""
+
+        def either(name: str, mine: Any, theirs: Any) -> Any:
+            if mine is not None and theirs is not None and mine != theirs:
+                raise ValueError(f"{name} is asked for with {mine} and with {theirs}, but one pass computes one")
+            return theirs if mine is None else mine
+
+        mine, theirs = ((r.nucleus_p, r.nucleus_rule) if r.nucleus_p is not None else None for r in (self, other))
+        nucleus: tuple[float | None, NucleusRule] = either("the nucleus", mine, theirs) or (None, "standard")
+        return StatsRequest(
+            entropy=self.entropy or other.entropy,
+            nucleus_p=nucleus[0],
+            nucleus_rule=nucleus[1],
+            min_p=either("min_p", self.min_p, other.min_p),
+            fixed_p=either("fixed_p", self.fixed_p, other.fixed_p),
+        )
+
     def __post_init__(self) -> None:
         if self.min_p is not None and self.fixed_p is not None:
             raise ValueError("min_p and fixed_p exclude each other")
@@ -42,6 +60,14 @@ class LogitRule:
     temperature: float
     logit_scale: float
     softcap: float | None
+
+
+def inside_filter(logprobs: Tensor, request: StatsRequest) -> Tensor:
+    """Whether the filter of the request keeps each token of the log-probabilities [..., V]: bool."""
+    if request.min_p is not None:
+        return (logprobs - logprobs.amax(dim=-1, keepdim=True)).exp() >= request.min_p
+    assert request.fixed_p is not None
+    return logprobs.exp() > request.fixed_p
 
 
 def row_stats(raw: Tensor, targets: Tensor, rule: LogitRule, request: StatsRequest) -> dict[str, Tensor]:

@@ -3,7 +3,7 @@
 Legend: N tokens, H hidden size, V vocabulary.
 """
 
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator, Sequence
 from dataclasses import dataclass
 from typing import Any
 
@@ -19,6 +19,7 @@ TILE_BYTES = 2**28  # float32 logits of one tile
 # Within a tile, rows are worked on in blocks: of cache size on the CPU, large enough to fill the device elsewhere.
 CPU_BLOCK_BYTES, DEVICE_BLOCK_BYTES = 2**21, 2**27
 
+LOGPROBS = StatsRequest(entropy=False)
 LOGPROBS_AND_ENTROPY = StatsRequest()
 
 OUTPUTS = ("logprobs", "entropy", "nucleus_entropy", "log_kept_mass", "kept", "max_prob")
@@ -36,6 +37,20 @@ class TokenStats:
     log_kept_mass: Tensor | None = None  # [N] log of the mass of the kept tokens, -inf if there are none; no gradient
     kept: Tensor | None = None  # [N] bool, whether the target is kept
     max_prob: Tensor | None = None  # [N] largest probability (with min_p only); no gradient
+
+    def mapped(self, change: Callable[[Tensor], Tensor]) -> "TokenStats":
+        """Every statistic that is there, changed."""
+        return TokenStats.joined([self], lambda values: change(values[0]))
+
+    @staticmethod
+    def joined(parts: "Sequence[TokenStats]", join: Callable[[list[Tensor]], Tensor]) -> "TokenStats":
+        """Every statistic that all parts have, joined."""
+
+        def of(name: str) -> Any:
+            values = [getattr(part, name) for part in parts]
+            return None if any(value is None for value in values) else join(values)
+
+        return TokenStats(*(of(name) for name in OUTPUTS))
 
 
 def default_tile_tokens(vocab_size: int) -> int:

@@ -16,19 +16,27 @@ def rollout_metrics(
 ) -> dict[str, float]:
     """Rewards, outcomes and group health; components [B, R], the others [B], NaN where there is no verdict.
 
-    A group is solved (unsolved) when all its scorable completions are right (wrong): neither teaches anything.
+    A group is solved (unsolved) when all its scorable completions are right (wrong); one whose rewards are all equal
+    teaches nothing.
     """
     metrics = {
         "reward/mean": torch.nanmean(rewards).item(),
         "reward/std": _std(rewards),
         "outcome/pass_rate": torch.nanmean(outcomes).item(),
         "outcome/unscorable_frac": torch.isnan(outcomes).float().mean().item(),
+        "advantage/mean": advantages.mean().item(),
+        "advantage/std": _std(advantages),
         "advantage/abs_mean": advantages.abs().mean().item(),
         "advantage/zero_frac": (advantages == 0).float().mean().item(),
     }
     for name, column in zip(names, components.unbind(dim=1), strict=True):
         metrics[f"reward/{name}/mean"] = torch.nanmean(column).item()
-    pass_rates = torch.stack([torch.nanmean(outcomes[group_ids == group]) for group in torch.unique(group_ids)])
+        metrics[f"reward/{name}/std"] = _std(column)
+    groups = [group_ids == group for group in torch.unique(group_ids)]
+    pass_rates = torch.stack([torch.nanmean(outcomes[group]) for group in groups])
+    # With n completions of each prompt the mean pass rate is avg@n, and this the unbiased pass@n.
+    metrics["outcome/pass_at_n"] = torch.nanmean(torch.where(pass_rates.isnan(), pass_rates, pass_rates > 0)).item()
+    metrics["groups/equal_reward_frac"] = sum(_all_equal(rewards[group]) for group in groups) / len(groups)
     metrics["groups/solved_frac"] = (pass_rates == 1).float().mean().item()
     metrics["groups/unsolved_frac"] = (pass_rates == 0).float().mean().item()
     return metrics
@@ -37,3 +45,8 @@ def rollout_metrics(
 def _std(values: Tensor) -> float:
     scorable = values[~torch.isnan(values)]
     return scorable.std(correction=0).item() if scorable.numel() else float("nan")
+
+
+def _all_equal(rewards: Tensor) -> bool:
+    """Whether the scorable rewards of a group leave nothing to prefer."""
+    return torch.unique(rewards[~torch.isnan(rewards)]).numel() < 2

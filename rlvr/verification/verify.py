@@ -10,7 +10,8 @@ from functools import partial
 from numbers import Real
 from typing import Any
 
-from rlvr.errors import RewardError
+from rlvr.config.schema import RewardsConfig
+from rlvr.errors import RewardError, RunAborted
 
 
 @dataclass(frozen=True)
@@ -148,3 +149,13 @@ def _number(name: str, value: Any) -> float | None:
     if math.isinf(number):
         raise RewardError(f"reward {name!r} returned {number} for a completion; return a finite number")
     return None if math.isnan(number) else number
+
+
+def check_unscorable(share: float, config: RewardsConfig) -> None:
+    """Raises RunAborted when the verifier gave no verdict on more than the allowed share of a step's completions."""
+    if share > config.max_unscorable:
+        raise RunAborted(
+            f"The verifier {config.verifier_name!r} gave no verdict on {share:.0%} of this step's completions, over"
+            f" rewards.max_unscorable={config.max_unscorable:.0%}; check it with its reference answers, or raise the"
+            " limit."
+        )

@@ -17,6 +17,9 @@ def test_overridden_methods_keep_their_signatures() -> None:
         "_generate_and_score_completions": ["self", "inputs"],
         "_compute_loss": ["self", "model", "inputs"],
         "_generate": ["self", "prompts"],
+        "_save_checkpoint": ["self", "model", "trial"],
+        "_load_optimizer_and_scheduler": ["self", "checkpoint"],
+        "_get_output_dir": ["self", "trial"],
         "compute_loss": ["self", "model", "inputs", "return_outputs", "num_items_in_batch"],
     }
     found = {name: list(inspect.signature(getattr(GRPOTrainer, name)).parameters) for name in expected}

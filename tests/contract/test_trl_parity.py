@@ -110,7 +110,7 @@ def our_step(trainer: Any, batch: dict[str, torch.Tensor], kl_coef: float) -> fl
             for i, (row, n) in enumerate(zip(rows, lengths, strict=True))
         ]
 
-    trainer._with_frozen_logprobs = with_logprobs
+    trainer._with_frozen_statistics = with_logprobs
     trainer.algorithm = replace(trainer.algorithm, kl_coef=kl_coef)
     trainer.model.train()
     total = 0.0

@@ -53,6 +53,7 @@ def whole_step(case: PolicyCase, with_old: bool, with_ref: bool) -> Microbatch:
         predictor_index=unread,
         loss_mask=mask,
         advantages=tensor(case.advantages),
+        row_ids=torch.arange(ROWS),
         old_logprobs=tensor(case.old_logprobs) if with_old else None,
         ref_logprobs=tensor(case.ref_logprobs) if with_ref else None,
         sampling_logprobs=None,

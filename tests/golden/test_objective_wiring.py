@@ -48,6 +48,7 @@ def step() -> tuple[TokenStats, Microbatch]:
         predictor_index=nothing,
         loss_mask=mask,
         advantages=torch.tensor([1.5, -0.7, 0.4, -2.0, 0.9], dtype=torch.float64).unsqueeze(1).expand(-1, COLUMNS),
+        row_ids=torch.arange(ROWS),
         old_logprobs=logprobs + normal(1.5),
         ref_logprobs=logprobs + normal(0.5),
         sampling_logprobs=None,
@@ -73,7 +74,7 @@ def parts_of(**switches: Any) -> float:
     settings = PolicySettings(**{f.name: getattr(algorithm, f.name) for f in fields(PolicySettings)})
     policy = POLICY_LOSSES[algorithm.policy_loss](logprobs, log_ratio, batch.advantages, settings)
     penalty = KL_ESTIMATORS[algorithm.kl_estimator](logprobs, ref, RATIO_LEVELS["token"](logprobs, old, mask))
-    total = policy + algorithm.kl_coef * penalty
+    total = policy + (algorithm.kl_coef if algorithm.kl_placement == "loss" else 0.0) * penalty
     return aggregate(total, mask, batch.denominator, algorithm.aggregation).item()
 
 
@@ -139,7 +140,7 @@ def test_mismatch_weighs_the_policy_loss_but_not_the_penalty(rule: str) -> None:
     finished = finish_metrics(result.metrics)
     sums = mismatch_metrics(old, batch.sampling_logprobs, mask, correction)
     for name, value in finish_mismatch_metrics(sums).items():
-        assert finished[name].item() == pytest.approx(value.item(), rel=1e-12), name
+        assert finished[name] == pytest.approx(value.item(), rel=1e-12), name
     assert not any(name.startswith("mismatch sum") for name in finished)
 
 

@@ -10,6 +10,7 @@ import pytest
 import yaml
 
 from rlvr.config import PRESETS, AlgorithmConfig, load_recipe, resolved_yaml
+from rlvr.config.regularizers import RegularizersConfig
 from rlvr.config.trainer_defaults import OWNED, TRAINER_DEFAULTS, merged_trainer
 from tests.unit.config_text import MINIMAL, QUICKSTART, SECTIONS, error_of, load
 
@@ -94,6 +95,7 @@ def test_a_preset_alone_gives_its_switches(name: str) -> None:
     switches = dataclasses.asdict(preset)
     assert switches.pop("paper").startswith("arXiv:")
     assert switches.pop("note")
+    RegularizersConfig.model_validate(switches.pop("regularizers"))
     assert dataclasses.asdict(algorithm) == switches | {"preset": name}
 
 

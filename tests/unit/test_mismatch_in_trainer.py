@@ -5,6 +5,7 @@ from dataclasses import replace
 import pytest
 import torch
 
+from rlvr.ops.token_stats import LOGPROBS
 from rlvr.types import Rollouts, TrainRow
 from tests.conftest import MakeTrainer, letter_dataset
 
@@ -15,12 +16,13 @@ def test_reported_logprobs_reach_the_metrics_of_the_step(make_trainer: MakeTrain
     trainer = make_trainer()
     rollouts = trainer.rollout([row for row in letter_dataset(4) for _ in range(4)])
     assert all(batch.sampling_logprobs is None for batch in trainer.microbatches(rollouts, [1.0] * 16))
-    own = [values - gap for values in trainer._frozen_logprobs(trainer.model, _rows_of(rollouts))]
+    frozen = trainer._frozen_statistics(trainer.model, _rows_of(rollouts), LOGPROBS)
+    own = [stats.logprobs - gap for stats, _ in frozen]
     reported = replace(rollouts, sampling_logprobs=[values.tolist() for values in own])
     for batch in trainer.microbatches(reported, [1.0] * 16):
         trainer.accelerator.gradient_state._set_sync_gradients(False)
         trainer._compute_loss(trainer.model, batch)
-    trainer._flush_step_sums()
+    trainer._finish_step()
     metrics = {name: values[-1] for name, values in trainer._metrics["train"].items()}
     assert metrics["sampler/rho_mean"] == pytest.approx(torch.tensor(gap).exp().item(), rel=1e-4)
     assert metrics["sampler/ess"] == pytest.approx(1.0, rel=1e-4)

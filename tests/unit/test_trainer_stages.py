@@ -18,7 +18,7 @@ from rlvr.policy import completion_stats
 from rlvr.trainer import RLVRTrainer
 from rlvr.types import Microbatch, Rollouts, ScoredRollouts
 from rlvr.verification import RewardFunction, Verdicts
-from tests.conftest import MakeTrainer, letter_dataset, tiny_model, vowel_reward
+from tests.conftest import MakeTrainer, letter_dataset, sharp, tiny_model, vowel_reward
 
 
 def repeated_rows(num_prompts: int = 4, times: int = 4) -> list[dict[str, Any]]:
@@ -27,14 +27,6 @@ def repeated_rows(num_prompts: int = 4, times: int = 4) -> list[dict[str, Any]]:
 
 def interleaved_rows(num_prompts: int = 4, times: int = 4) -> list[dict[str, Any]]:
     return [row for _ in range(times) for row in letter_dataset(num_prompts)]
-
-
-def sharp(model: Qwen3ForCausalLM) -> Qwen3ForCausalLM:
-    with torch.no_grad():
-        for parameter in model.parameters():
-            if parameter.dim() == 2:
-                parameter.mul_(6.0)
-    return model
 
 
 def scored(rewards: list[float | None], group_ids: list[int], outcomes: list[float | None] | None = None) -> Any:
