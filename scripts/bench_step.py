@@ -1,9 +1,11 @@
-"""Step time of RLVRTrainer against plain trl.GRPOTrainer: same model, batch and reward, alternating in one run.
+"""Step time of RLVRTrainer against plain trl.GRPOTrainer, and what Lp-Reg and SIREN add: alternating in one run.
 
     python scripts/bench_step.py [--model MODEL] [--rounds 8] [--steps 3] [--output docs/benchmarks/step.json]
 
-Each round trains both for the same number of steps from the same weights, so that completions have the same lengths;
-the order alternates from round to round. The figure to read is the ratio per round (TRL / ours: above 1 is faster).
+Each round trains all three (TRL, ours, ours with Lp-Reg and SIREN) for the same number of steps from the same weights
+with the same batch and reward; the order alternates from round to round. The figures to read are the ratios per round:
+TRL / ours (above 1: ours is faster) and regularised / ours (what the two regularisers cost). The learning rate is so
+small that completions keep their lengths.
 """
 
 import argparse
@@ -25,12 +27,17 @@ from rich.table import Table
 from transformers import PrinterCallback
 from trl import GRPOConfig, GRPOTrainer
 
+from rlvr.config.regularizers import RegularizersConfig
 from rlvr.config.schema import AlgorithmConfig, DataConfig, DataSource, ModelConfig, RewardsConfig
 from rlvr.data import build_dataset, load_rows
 from rlvr.model import load_policy, load_tokenizer
+from rlvr.objectives.regularizers import build_regularizers
 from rlvr.trainer import RLVRTrainer
 from rlvr.verification import RewardFunction, load_reward
 
+REGULARISED = "rlvr + lp_reg + siren"
+KINDS = ("trl", "rlvr", REGULARISED)
+REGULARIZERS = {"lp_reg": {}, "siren": {}}
 SOURCE = "reasoning_gym://chain_sum?min_terms=2&max_terms=8&max_digits=1&seed=1&size=2000"
 
 
@@ -73,6 +80,7 @@ def build(kind: str, folder: str, steps: int, options: argparse.Namespace, data:
         model,
         arguments(folder, steps, options),
         algorithm=AlgorithmConfig(preset="dapo").resolved(),
+        regularizers=build_regularizers(RegularizersConfig.model_validate(REGULARIZERS if kind == REGULARISED else {})),
         reward_functions=[RewardFunction("reasoning_gym", 1.0, reward)],
         rewards=RewardsConfig.model_validate({"functions": ["reasoning_gym"]}),
         train_dataset=data,
@@ -85,6 +93,12 @@ def seconds_per_step(trainer: GRPOTrainer, steps: int) -> float:
     started = time.perf_counter()
     trainer.train()
     return (time.perf_counter() - started) / steps
+
+
+def spread(numerators: list[float], denominators: list[float]) -> dict[str, float]:
+    """Median, minimum and maximum of the ratios within each round."""
+    ratios = [n / d for n, d in zip(numerators, denominators, strict=True)]
+    return {"median": round(statistics.median(ratios), 3), "min": round(min(ratios), 3), "max": round(max(ratios), 3)}
 
 
 def main() -> None:
@@ -102,16 +116,15 @@ def main() -> None:
     rows = load_rows(data_config.train, Path.cwd(), "bench")
     data = build_dataset(rows, data_config, load_tokenizer(ModelConfig(path=options.model)), "bench")
     reward = load_reward("reasoning_gym", {}, Path.cwd())
-    times: dict[str, list[float]] = {"trl": [], "rlvr": []}
+    times: dict[str, list[float]] = {kind: [] for kind in KINDS}
     with tempfile.TemporaryDirectory() as folder:
         for number in track(range(options.rounds + 1), description="rounds"):
-            for kind in ("trl", "rlvr") if number % 2 else ("rlvr", "trl"):
+            for kind in KINDS if number % 2 else reversed(KINDS):
                 trainer = build(kind, folder, options.steps, options, data, reward)
                 seconds = seconds_per_step(trainer, options.steps)
                 if number:  # the first round warms caches up
                     times[kind].append(seconds)
 
-    ratios = [theirs / ours for theirs, ours in zip(times["trl"], times["rlvr"], strict=True)]
     device = torch.cuda.get_device_name() if torch.cuda.is_available() else f"CPU, {torch.get_num_threads()} threads"
     facts = {
         "machine": f"{platform.machine()}, {device}",
@@ -121,16 +134,16 @@ def main() -> None:
         "rounds": options.rounds,
         "steps_per_round": options.steps,
         "seconds_per_step": {kind: round(statistics.median(values), 4) for kind, values in times.items()},
-        "ratio_median": round(statistics.median(ratios), 3),
-        "ratio_min": round(min(ratios), 3),
-        "ratio_max": round(max(ratios), 3),
+        "trl / rlvr": spread(times["trl"], times["rlvr"]),
+        "regularised / rlvr": spread(times[REGULARISED], times["rlvr"]),
     }
     table = Table("trainer", "median seconds per step", title=facts["machine"])
     for kind, seconds in facts["seconds_per_step"].items():
         table.add_row(kind, f"{seconds:.3f}")
     console = Console()
     console.print(table)
-    console.print(f"TRL / rlvr per round: median {facts['ratio_median']}, {facts['ratio_min']} to {facts['ratio_max']}")
+    for name in ("trl / rlvr", "regularised / rlvr"):
+        console.print(f"{name} per round: median {facts[name]['median']}, {facts[name]['min']} to {facts[name]['max']}")
     if options.output:
         options.output.parent.mkdir(parents=True, exist_ok=True)
         options.output.write_text(json.dumps(facts, indent=2) + "\n")
