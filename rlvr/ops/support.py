@@ -31,9 +31,9 @@ class Support:
 
     def at(self, mask: Tensor) -> list[tuple[Tensor, Tensor]]:
         """(ids, logprobs) of each position of `mask` [N] bool."""
-        sizes = self.counts.tolist()
-        pieces = list(zip(self.ids.split(sizes), self.logprobs.split(sizes), strict=True))
-        return [pieces[i] for i in mask.nonzero().squeeze(1).tolist()]
+        ends, counts = self.counts.cumsum(0)[mask].tolist(), self.counts[mask].tolist()
+        slices = [slice(end - count, end) for end, count in zip(ends, counts, strict=True)]
+        return [(self.ids[each], self.logprobs[each]) for each in slices]
 
 
 @dataclass(frozen=True)
