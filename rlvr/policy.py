@@ -64,17 +64,19 @@ def head_adjustments(model: PreTrainedModel) -> tuple[float, float | None]:
 def attach_token_stats(model: PreTrainedModel) -> None:
     """Lets `model(..., token_query=(rows, positions, targets, temperature))` return (logprobs, entropy) [N].
 
-    The N queried tokens are read at (row, position) of the batch. The work is done inside `forward` so that DDP, FSDP
-    and DeepSpeed see it through their wrappers. Other calls, `generate` among them, are unchanged. Raises UserError for
-    heads that are no linear layer, or that scale or cap their logits in a way `head_adjustments` does not know.
+    The N queried tokens are read at (row, position) of the batch. The work is done inside the `forward` of the model,
+    so that DDP, FSDP and DeepSpeed see it through their wrappers, and for the head inside the head's own. Other calls,
+    `generate` among them, are unchanged. Raises UserError for heads that are no linear layer, or that scale or cap
+    their logits in a way `head_adjustments` does not know.
     """
     logit_scale, softcap = head_adjustments(model)
-    if not isinstance(model.get_output_embeddings(), torch.nn.Linear):
-        head_type = type(model.get_output_embeddings()).__name__
+    head = model.get_output_embeddings()
+    if not isinstance(head, torch.nn.Linear):
         raise UserError(
-            f"The output head is a {head_type}: its log-probabilities need a plain linear layer, so keep"
+            f"The output head is a {type(head).__name__}: its log-probabilities need a plain linear layer, so keep"
             " adapters and quantisation off it."
         )
+    _attach_to_head(head, logit_scale, softcap)
     forward = model.forward
 
     @functools.wraps(type(model).forward)
@@ -85,22 +87,37 @@ def attach_token_stats(model: PreTrainedModel) -> None:
             return forward(*args, **kwargs)
         rows, positions, targets, temperature = token_query
         hidden = model.base_model(*args, **kwargs, use_cache=False).last_hidden_state
-        head = model.get_output_embeddings()
-        selected = hidden[rows, positions].to(head.weight.dtype)  # the head may be kept in float32
-        tile_tokens = default_tile_tokens(head.weight.shape[0])
+        # Asked for anew: FSDP1 may have put a wrapper, which gathers the weights, in the head's place.
+        return model.get_output_embeddings()(hidden[rows, positions], token_targets=targets, temperature=temperature)
+
+    model.forward = with_token_stats
+
+
+def _attach_to_head(head: torch.nn.Linear, logit_scale: float, softcap: float | None) -> None:
+    """Lets `head(hidden [N, H], token_targets=[N], temperature=...)` return (logprobs, entropy) [N].
+
+    Outside of the head's own call its weights may be partitioned (ZeRO-3) or sharded (FSDP): the hooks of that call
+    gather them and see to their gradient.
+    """
+    forward = head.forward
+
+    @functools.wraps(forward)
+    def with_token_stats(hidden: Tensor, *, token_targets: Tensor | None = None, temperature: float = 1.0) -> Any:
+        if token_targets is None:
+            return forward(hidden)
         stats = token_stats(
-            selected,
+            hidden.to(head.weight.dtype),  # the head may be kept in float32
             head.weight,
             head.bias,
-            targets,
+            token_targets,
             temperature=temperature,
-            tile_tokens=tile_tokens,
+            tile_tokens=default_tile_tokens(head.weight.shape[0]),
             logit_scale=logit_scale,
             softcap=softcap,
         )
         return stats.logprobs, stats.entropy  # a plain tuple: wrappers hook their backward to the tensors they find
 
-    model.forward = with_token_stats
+    head.forward = with_token_stats
 
 
 def completion_stats(model: torch.nn.Module, batch: Microbatch, temperature: float) -> TokenStats:
