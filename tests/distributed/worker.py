@@ -6,7 +6,7 @@ from pathlib import Path
 from typing import Any
 
 import torch
-from transformers import TrainerCallback
+from transformers import PreTrainedModel, TrainerCallback
 
 from rlvr.config import PRESETS
 from rlvr.config.schema import AlgorithmConfig, RewardsConfig
@@ -65,25 +65,35 @@ class GradientSaver(TrainerCallback):
             torch.save(grads, self.path)
 
 
-def train_one_step(folder: Path, preset: str, processes: int) -> None:
+def one_step_trainer(folder: Path, preset: str, processes: int, model: PreTrainedModel, **changes: Any) -> RLVRTrainer:
+    """A trainer on the fixed rollouts, for one optimiser step of all of them unless `changes` says otherwise."""
     folder.mkdir(parents=True, exist_ok=True)
+    sizes = {"max_steps": 1, "per_device_train_batch_size": NUM_ROWS // 2 // processes, "max_grad_norm": 0.0}
     trainer = FixedRolloutTrainer(
-        tiny_model(),
-        trainer_arguments(
-            folder, max_steps=1, per_device_train_batch_size=NUM_ROWS // 2 // processes, max_grad_norm=0.0
-        ),
+        model,
+        trainer_arguments(folder, **(sizes | changes)),
         algorithm=AlgorithmConfig(preset=preset).resolved(),
         reward_functions=[RewardFunction("score", 1.0, score_reward)],
         rewards=RewardsConfig.model_validate({"functions": [{"use": "exact", "name": "score"}]}),
         train_dataset=letter_dataset(),
         processing_class=tiny_tokenizer(),
-        callbacks=[GradientSaver(folder / "gradient.pt")],
     )
     assert trainer.accelerator.num_processes == processes
-    trainer.train()
+    return trainer
+
+
+def save_metrics(trainer: RLVRTrainer, path: Path) -> None:
+    """The numbers logged at each step."""
     if trainer.accelerator.is_main_process:
-        metrics = {k: v for k, v in trainer.state.log_history[0].items() if isinstance(v, float)}
-        torch.save(metrics, folder / "metrics.pt")
+        steps = [{k: v for k, v in log.items() if isinstance(v, float)} for log in trainer.state.log_history]
+        torch.save(steps, path)
+
+
+def train_one_step(folder: Path, preset: str, processes: int) -> None:
+    trainer = one_step_trainer(folder, preset, processes, tiny_model())
+    trainer.add_callback(GradientSaver(folder / "gradient.pt"))
+    trainer.train()
+    save_metrics(trainer, folder / "metrics.pt")
 
 
 if __name__ == "__main__":
