@@ -125,17 +125,18 @@ def _answer(
 def attach_token_stats(model: PreTrainedModel) -> None:
     """Lets `model(..., token_query=query)` return an `Answer` about the queried tokens.
 
-    The work is done inside `forward` so that DDP, FSDP and DeepSpeed see it through their wrappers. Other calls,
-    `generate` among them, are unchanged. Raises UserError for heads that are no linear layer, or that scale or cap
-    their logits in a way `head_adjustments` does not know.
+    The work is done inside the `forward` of the model, so that DDP, FSDP and DeepSpeed see it through their wrappers,
+    and for the head inside the head's own. Other calls, `generate` among them, are unchanged. Raises UserError for
+    heads that are no linear layer, or that scale or cap their logits in a way `head_adjustments` does not know.
     """
     logit_scale, softcap = head_adjustments(model)
-    if not isinstance(model.get_output_embeddings(), torch.nn.Linear):
-        head_type = type(model.get_output_embeddings()).__name__
+    head = model.get_output_embeddings()
+    if not isinstance(head, torch.nn.Linear):
         raise UserError(
-            f"The output head is a {head_type}: its log-probabilities need a plain linear layer, so keep"
+            f"The output head is a {type(head).__name__}: its log-probabilities need a plain linear layer, so keep"
             " adapters and quantisation off it."
         )
+    _attach_to_head(head, logit_scale, softcap)
     forward = model.forward
 
     @functools.wraps(type(model).forward)
@@ -144,9 +145,25 @@ def attach_token_stats(model: PreTrainedModel) -> None:
             return forward(*args, **kwargs)
         hidden = model.base_model(*args, **kwargs, use_cache=False).last_hidden_state
         selected = hidden[token_query.rows, token_query.positions]
-        return _answer(selected, model.get_output_embeddings(), token_query, logit_scale, softcap)
+        # Asked for anew: FSDP1 may have put a wrapper, which gathers the weights, in the head's place.
+        return model.get_output_embeddings()(selected, token_query=token_query)
 
     model.forward = with_token_stats
+
+
+def _attach_to_head(head: torch.nn.Linear, logit_scale: float, softcap: float | None) -> None:
+    """Lets `head(hidden [N, H], token_query=query)` return an `Answer`.
+
+    Outside of the head's own call its weights may be partitioned (ZeRO-3) or sharded (FSDP): the hooks of that call
+    gather them and see to their gradient.
+    """
+    forward = head.forward
+
+    @functools.wraps(forward)
+    def with_token_stats(hidden: Tensor, *, token_query: TokenQuery | None = None) -> Any:
+        return forward(hidden) if token_query is None else _answer(hidden, head, token_query, logit_scale, softcap)
+
+    head.forward = with_token_stats
 
 
 @dataclass(frozen=True)

@@ -6,26 +6,35 @@ import signal
 import subprocess
 import sys
 import time
+from collections.abc import Mapping, Sequence
 from pathlib import Path
 
 import pytest
 import torch
 
-from rlvr.config import PRESETS
 from tests.conftest import ROOT
+from tests.distributed.worker import RUNS
 
 CONFIG = ROOT / "recipes" / "accelerate" / "cpu2.yaml"
 pytestmark = pytest.mark.distributed
 
 
-def launch(arguments: list[str], processes: int, cwd: Path) -> None:
+def launch(
+    arguments: list[str],
+    processes: int,
+    cwd: Path,
+    config: Path = CONFIG,
+    options: Sequence[str] = (),
+    variables: Mapping[str, str] | None = None,
+) -> None:
     """Runs a script in one process, or in two by the accelerate launcher, on a port of its own."""
     environment = os.environ | {"PYTHONPATH": str(ROOT), "OMP_NUM_THREADS": "1", "WANDB_MODE": "disabled"}
+    environment |= variables or {}
     launcher = [sys.executable]
     if processes > 1:
         port = str(20000 + os.getpid() % 20000)
-        launcher = [sys.executable, "-m", "accelerate.commands.launch", "--config_file", str(CONFIG)]
-        launcher += ["--main_process_port", port]
+        launcher = [sys.executable, "-m", "accelerate.commands.launch", "--config_file", str(config)]
+        launcher += ["--main_process_port", port, *options]
     result = subprocess.run(
         [*launcher, *arguments], cwd=cwd, env=environment, capture_output=True, text=True, timeout=300, check=False
     )
@@ -43,16 +52,21 @@ def steps(tmp_path_factory: pytest.TempPathFactory) -> Path:
     return folder
 
 
-@pytest.mark.parametrize("preset", PRESETS)
+@pytest.mark.parametrize("preset", RUNS)
 def test_first_step_gradient_equals_one_process(steps: Path, preset: str) -> None:
     one, two = (torch.load(steps / n / preset / "gradient.pt", weights_only=True) for n in ("1", "2"))
     assert set(one) == set(two)
     for name, expected in one.items():
         torch.testing.assert_close(two[name], expected, rtol=1e-4, atol=1e-7, msg=lambda m, n=name: f"{n}: {m}")
     assert sum(g.norm() for g in one.values()) > 1e-3
-    first, second = (torch.load(steps / n / preset / "metrics.pt", weights_only=True) for n in ("1", "2"))
+    first, second = (torch.load(steps / n / preset / "metrics.pt", weights_only=True)[0] for n in ("1", "2"))
     for name in ("reward/mean", "entropy/mean_token", "loss/policy", "advantage/abs_mean", "groups/solved_frac"):
         assert second[name] == pytest.approx(first[name], rel=1e-5, abs=1e-7), name
+    chosen = RUNS[preset][1]
+    own = [name for name in first if any(part in chosen for part in name.split("/"))]
+    assert bool(own) == bool(chosen)
+    for name in own:
+        assert second[name] == pytest.approx(first[name], rel=1e-4, abs=1e-6), name
 
 
 def test_launched_recipe_trains_and_evaluates(tmp_path: Path) -> None:

@@ -1,4 +1,4 @@
-"""Trains one step per preset on fixed rollouts and saves the gradients: worker.py OUTPUT_DIR PROCESSES."""
+"""Trains one step per preset and with regularisers on fixed rollouts, saves gradients: worker.py FOLDER PROCESSES."""
 
 import sys
 from collections.abc import Mapping, Sequence
@@ -6,14 +6,16 @@ from pathlib import Path
 from typing import Any
 
 import torch
-from transformers import TrainerCallback
+from transformers import PreTrainedModel, TrainerCallback
 
 from rlvr.config import PRESETS
+from rlvr.config.regularizers import RegularizersConfig
 from rlvr.config.schema import AlgorithmConfig, RewardsConfig
+from rlvr.objectives.regularizers import build_regularizers
 from rlvr.trainer import RLVRTrainer
 from rlvr.types import Rollouts
 from rlvr.verification import RewardFunction
-from tests.conftest import letter_dataset, tiny_model, tiny_tokenizer, trainer_arguments
+from tests.conftest import letter_dataset, sharp, tiny_model, tiny_tokenizer, trainer_arguments
 
 NUM_ROWS = 16
 
@@ -65,27 +67,69 @@ class GradientSaver(TrainerCallback):
             torch.save(grads, self.path)
 
 
-def train_one_step(folder: Path, preset: str, processes: int) -> None:
+def one_step_trainer(
+    folder: Path,
+    preset: str,
+    processes: int,
+    model: PreTrainedModel,
+    regularizers: Mapping[str, Any] | None = None,
+    **changes: Any,
+) -> RLVRTrainer:
+    """A trainer on the fixed rollouts, for one optimiser step of all of them unless `changes` says otherwise."""
     folder.mkdir(parents=True, exist_ok=True)
+    sizes = {"max_steps": 1, "per_device_train_batch_size": NUM_ROWS // 2 // processes, "max_grad_norm": 0.0}
     trainer = FixedRolloutTrainer(
-        tiny_model(),
-        trainer_arguments(
-            folder, max_steps=1, per_device_train_batch_size=NUM_ROWS // 2 // processes, max_grad_norm=0.0
-        ),
+        model,
+        trainer_arguments(folder, **(sizes | changes)),
         algorithm=AlgorithmConfig(preset=preset).resolved(),
         reward_functions=[RewardFunction("score", 1.0, score_reward)],
         rewards=RewardsConfig.model_validate({"functions": [{"use": "exact", "name": "score"}]}),
+        regularizers=build_regularizers(RegularizersConfig.model_validate(regularizers or {})),
         train_dataset=letter_dataset(),
         processing_class=tiny_tokenizer(),
-        callbacks=[GradientSaver(folder / "gradient.pt")],
     )
     assert trainer.accelerator.num_processes == processes
-    trainer.train()
+    return trainer
+
+
+def save_metrics(trainer: RLVRTrainer, path: Path) -> None:
+    """The numbers logged at each step."""
     if trainer.accelerator.is_main_process:
-        metrics = {k: v for k, v in trainer.state.log_history[0].items() if isinstance(v, float)}
-        torch.save(metrics, folder / "metrics.pt")
+        steps = [{k: v for k, v in log.items() if isinstance(v, float)} for log in trainer.state.log_history]
+        torch.save(steps, path)
+
+
+# The policy is made confident, so that filters and nuclei leave tokens out.
+REGULARIZERS: dict[str, Any] = {
+    "entropy": {"coef": 0.01},
+    "top_entropy_mask": {"share": 0.5},
+    "clip_cov": {"share": 0.1, "low": 0.01},
+    "kl_cov": {"share": 0.1},
+    "lp_reg": {"share": 0.5, "threshold": 0.3},
+    "siren": {"coef": 0.5, "peak_quantile": 0.5},
+    "mastered_mask": {"min_prob": 0.05, "max_entropy": 5.0},
+}
+# name: (preset, regularisers)
+RUNS: dict[str, tuple[str, dict[str, Any]]] = {
+    **{preset: (preset, {}) for preset in PRESETS},
+    "regularised": ("dapo", REGULARIZERS),
+    "exact_vocab": ("dapo", {"lp_reg": {"share": 1.0, "threshold": 0.3, "kl": "exact_vocab"}}),
+}
+
+
+def train_one_step(folder: Path, name: str, processes: int) -> None:
+    preset, regularizers = RUNS[name]
+    model = sharp(tiny_model()) if regularizers else tiny_model()
+    trainer = one_step_trainer(folder, preset, processes, model, regularizers)
+    for regularizer in trainer.regularizers:
+        # As if the run had gone on for a while, or the anchor would be where the entropy is.
+        regularizer.load_state_dict({"anchor": 2.0, "coef": 0.01, "last_entropy": 0.0})
+        regularizer.start = lambda rollouts: None  # type: ignore[method-assign]
+    trainer.add_callback(GradientSaver(folder / "gradient.pt"))
+    trainer.train()
+    save_metrics(trainer, folder / "metrics.pt")
 
 
 if __name__ == "__main__":
-    for each in PRESETS:
+    for each in RUNS:
         train_one_step(Path(sys.argv[1]) / each, each, int(sys.argv[2]))
