@@ -3,6 +3,7 @@
 from dataclasses import dataclass
 
 from tests.golden.mutant_list_ops import OPS_FAULTS
+from tests.golden.mutant_list_regularizers import REGULARIZER_FAULTS
 from tests.golden.mutant_list_switches import SWITCH_FAULTS
 
 
@@ -122,6 +123,8 @@ FAULTS: tuple[tuple[str, str, str, str], ...] = (
 )
 
 OBJECTIVE, BATCHING, MODEL, TRAINER = "objectives/objective.py", "batching.py", "policy.py", "trainer.py"
+STAGE, FROZEN, VERIFY, SUPPORT = "advantages.py", "frozen.py", "verification/verify.py", "ops/support.py"
+REWARD_KL, STEP_SUMS = "objectives/reward_kl.py", "reporting/step_sums.py"
 EVALUATE, CALLBACK, METRICS = "evaluation/evaluate.py", "evaluation/callback.py", "reporting/metrics.py"
 
 # Faults of the step around the maths.
@@ -141,10 +144,15 @@ STEP_FAULTS: tuple[tuple[str, str, str, str], ...] = (
         "KL rule",
     ),
     (OBJECTIVE, "algorithm.kl_coef * aggregate", "aggregate", "kl_coef ignored"),
-    (OBJECTIVE, "StepLoss(policy_loss + kl_loss", "StepLoss(policy_loss", "KL reported but not in the loss"),
+    (OBJECTIVE, "StepLoss(loss + kl_loss", "StepLoss(loss", "KL reported but not in the loss"),
     (OBJECTIVE, "token_share(old_logprobs - logprobs)", "token_share(logprobs - old_logprobs)", "sign of kl/k1_old"),
     (OBJECTIVE, '"clip/low_frac": token_share(low_mask)', '"clip/low_frac": token_share(high_mask)', "clip fraction"),
-    (OBJECTIVE, 'mask, denominator, "token_mean")', "mask, denominator, algorithm.aggregation)", "metrics by the rule"),
+    (
+        OBJECTIVE,
+        'logprobs.dtype), mask, denominator, "token_mean")',
+        "logprobs.dtype), mask, denominator, algorithm.aggregation)",
+        "metrics by the rule",
+    ),
     (
         OBJECTIVE,
         "getattr(algorithm, field.name) for field in fields(PolicySettings)",
@@ -153,7 +161,7 @@ STEP_FAULTS: tuple[tuple[str, str, str, str], ...] = (
     ),
     (OBJECTIVE, "losses if weights is None else losses * weights", "losses", "mismatch correction not applied"),
     (OBJECTIVE, 'RATIO_LEVELS["token"]', "RATIO_LEVELS[algorithm.ratio_level]", "penalty of k3_ratio by sequence"),
-    (OBJECTIVE, '"loss/kl": kl_loss.detach()', '"loss/kl": kl_loss', "a metric keeps the graph"),
+    (OBJECTIVE, '"loss/kl": loss.detach()', '"loss/kl": loss', "a metric keeps the graph"),
     (OBJECTIVE, "token_share(stats.entropy)", "stats.entropy.mean().detach()", "entropy over padding"),
     (BATCHING, "context_lengths.unsqueeze(1) - 1 +", "context_lengths.unsqueeze(1) +", "predictor off by one"),
     (
@@ -169,15 +177,25 @@ STEP_FAULTS: tuple[tuple[str, str, str, str], ...] = (
     (BATCHING, "stacked([row.ref_logprobs", "stacked([row.old_logprobs", "old log-probs as the reference's"),
     (
         MODEL,
-        "batch.completion_ids[rows, tokens], temperature)",
-        "batch.completion_ids[rows, tokens], 1.0)",
+        "        temperature=temperature,\n        request=request,",
+        "        temperature=1.0,\n        request=request,",
         "temperature",
     ),
-    (MODEL, "hidden[rows, positions]", "hidden[rows, positions - 1]", "hidden state off by one"),
-    (MODEL, "            head.bias,\n", "            None,\n", "bias of the head dropped"),
-    (MODEL, "unflattened(logprobs), unflattened", "unflattened(logprobs.detach()), unflattened", "gradient cut"),
+    (
+        MODEL,
+        "hidden[token_query.rows, token_query.positions]",
+        "hidden[token_query.rows, token_query.positions - 1]",
+        "off by one",
+    ),
+    (
+        MODEL,
+        "        head.bias,\n        query.targets",
+        "        None,\n        query.targets",
+        "bias of the head dropped",
+    ),
+    (MODEL, "stats=TokenStats(*values)", "stats=TokenStats(values[0].detach(), *values[1:])", "gradient cut"),
     (TRAINER, "step_loss.loss * self.accelerator.num_processes", "step_loss.loss", "num_processes forgotten"),
-    (TRAINER, "first = self.accelerator.process_index * len(rollouts.group_ids)", "first = 0", "slice of rank 0"),
+    (STAGE, "first = accelerator.process_index * len(rollouts.group_ids)", "first = 0", "slice of rank 0"),
     (
         TRAINER,
         'self.accelerator.reduce(counts.to(self.accelerator.device, self._count_dtype), reduction="sum")',
@@ -186,38 +204,54 @@ STEP_FAULTS: tuple[tuple[str, str, str, str], ...] = (
     ),
     (TRAINER, "generate_every != self.args", "generate_every == self.args", "is_off_policy negated"),
     (
-        TRAINER,
-        "self._gather_floats([verdicts.rewards])",
-        "self._gather_floats([verdicts.outcomes])",
+        STAGE,
+        "gather_floats(accelerator, [verdicts.rewards])",
+        "gather_floats(accelerator, [verdicts.outcomes])",
         "outcome for reward",
     ),
+    (TRAINER, "model, inputs, self.temperature, self.needs", "model, inputs, 1.0, self.needs", "temperature"),
+    (TRAINER, "temperature=self.temperature,", "temperature=1.0,", "old temperature"),
+    (FROZEN, "zip(chunk, lengths, strict=True)", "zip(sorted(chunk), lengths, strict=True)", "another row's log-probs"),
+    (TRAINER, "model = self.ref_model or self.model", "model = self.model", "the policy as its own reference"),
+    (TRAINER, "return self._buffered_inputs[position]", "return self._buffered_inputs[0]", "one micro-batch again"),
     (
         TRAINER,
-        "completion_stats(model, inputs, self.temperature)",
-        "completion_stats(model, inputs, 1.0)",
-        "temperature",
+        "weights_moved=self._step % generate_every != 0",
+        "weights_moved=False",
+        "step statistics of old weights",
     ),
+    (TRAINER, "self.state.global_step == 0:", "self.state.global_step < 0:", "no start of the regularisers"),
     (
         TRAINER,
-        "completion_stats(model, batch, self.temperature)",
-        "completion_stats(model, batch, 1.0)",
-        "old temperature",
+        "if self._buffered_inputs is None or self._step % generate_every == 0",
+        "if self._buffered_inputs is None or self._step % self.args.steps_per_generation == 0",
+        "no iterations",
     ),
-    (TRAINER, "i in enumerate(chunk)", "i in enumerate(sorted(chunk))", "frozen log-probs of another row"),
-    (TRAINER, "self.ref_model or self.model, rows", "self.model, rows", "the policy as its own reference"),
-    (TRAINER, "[self._step % self.args.steps_per_generation]", "[0]", "first micro-batch again and again"),
-    (TRAINER, "self._step % generate_every == 0", "self._step % self.args.steps_per_generation == 0", "no iterations"),
     (TRAINER, "if self.accelerator.sync_gradients", "if True", "metrics flushed at every micro-batch"),
     (TRAINER, '_derived_seed("windows", self.state.global_step)', '_derived_seed("windows", 0)', "windows repeat"),
     (TRAINER, "Denominator(tokens, sequences, num_rows", "Denominator(tokens, num_rows, num_rows", "wrong count"),
     (TRAINER, "self.model.train(was_training)", "self.model.eval()", "sampling leaves the model in eval mode"),
-    (TRAINER, "share > self.rewards_config", "share >= self.rewards_config", "abort at the limit"),
+    (VERIFY, "share > config.max_unscorable", "share >= config.max_unscorable", "abort at the limit"),
+    (SUPPORT, "- log_mass)[kept]", ")[kept]", "kept tokens not renormalised"),
+    (SUPPORT, "cumsum(0)[mask]", "cumsum(0)[mask.roll(1)]", "kept tokens of another position"),
+    (SUPPORT, "slice(end - count, end)", "slice(end - count + 1, end)", "a kept token lost"),
+    (SUPPORT, "/ rule.temperature, dim=-1)", ", dim=-1)", "temperature of the kept tokens"),
+    (REWARD_KL, "penalty.flip(0).cumsum(0).flip(0)", "penalty.cumsum(0)", "earlier penalties instead of later ones"),
+    (REWARD_KL, "reward - penalty.flip(0)", "reward + penalty.flip(0)", "divergence rewarded"),
+    (REWARD_KL, "torch.where(mask, coef", "torch.where(mask | True, coef", "penalty on tool tokens"),
+    (REWARD_KL, "len(counted) - ddof", "len(counted)", "ddof of the returns ignored"),
+    (REWARD_KL, 'if rule == "reinforce_pp":', "if True:", "no baseline under the baseline rule"),
+    (STAGE, "optimised = rewards - totals", "optimised = rewards", "penalty reported but not taken off"),
+    (STAGE, "group_ids, mine, penalties", "group_ids, slice(None), penalties", "returns of other ranks"),
+    (STEP_SUMS, "torch.maximum(self._maxima.get(name, value), value)", "value", "maximum of the last micro-batch"),
+    (STEP_SUMS, "everyones.amax(dim=0)", "everyones.sum(dim=0)", "maxima added up"),
     (CALLBACK, "fork_rng()", "fork_rng(enabled=False)", "evaluation moves the run's random numbers"),
     (EVALUATE, "if None not in r.outcomes and", "if r.outcomes and", "prompts without a verdict counted"),
     (EVALUATE, "sum(o == 1.0 for o in r.outcomes)", "sum(o == 1.0 for o in r.rewards)", "pass@k of rewards"),
     (METRICS, "(pass_rates == 0)", "(pass_rates != 1)", "mixed groups counted as unsolved"),
 )
 LAWS = "tests/invariance/test_objective_laws.py"
+REWARD_TESTS = "tests/golden/test_reward_kl.py"
 STAGES, TWO_PROCESSES = "tests/unit/test_trainer_stages.py", "tests/distributed/test_two_processes.py"
 TESTS_OF: dict[str, tuple[str, ...]] = {
     ADVANTAGE: ("tests/golden/test_advantage.py", LAWS),
@@ -229,10 +263,16 @@ TESTS_OF: dict[str, tuple[str, ...]] = {
     OBJECTIVE: ("tests/golden/test_objective_whole.py", "tests/golden/test_objective_wiring.py"),
     BATCHING: ("tests/unit/test_batching.py",),
     MODEL: ("tests/invariance/test_policy.py",),
-    TRAINER: (STAGES,),
+    TRAINER: (STAGES, "tests/unit/test_regularizers_in_trainer.py"),
     CALLBACK: (STAGES,),
     EVALUATE: ("tests/unit/test_evaluate.py",),
-    METRICS: ("tests/unit/test_evaluate.py",),
+    METRICS: ("tests/unit/test_evaluate.py", "tests/unit/test_metrics.py"),
+    STAGE: (STAGES, REWARD_TESTS),
+    FROZEN: (STAGES, "tests/unit/test_regularizers_in_trainer.py"),
+    VERIFY: (STAGES,),
+    SUPPORT: ("tests/unit/test_regularizers_in_trainer.py",),
+    REWARD_KL: (REWARD_TESTS,),
+    STEP_SUMS: ("tests/unit/test_metrics.py",),
 }
 OPS_TESTS = (
     "tests/golden/test_token_stats.py",
@@ -244,9 +284,11 @@ TESTS_OF_FAULT: dict[str, tuple[str, ...]] = {
     "num_processes forgotten": (TWO_PROCESSES,),
     "slice of rank 0": (TWO_PROCESSES,),
     "counts of this rank only": (TWO_PROCESSES,),
+    "returns of other ranks": (TWO_PROCESSES,),
+    "maxima added up": (TWO_PROCESSES,),
 }
 MUTANTS = (
     *(Mutant(*fault, tests=TESTS_OF_FAULT.get(fault[3], TESTS_OF[fault[0]])) for fault in (*FAULTS, *STEP_FAULTS)),
-    *(Mutant(*fault) for fault in SWITCH_FAULTS),
+    *(Mutant(*fault) for fault in (*SWITCH_FAULTS, *REGULARIZER_FAULTS)),
     *(Mutant(*fault, tests=OPS_TESTS) for fault in OPS_FAULTS),
 )

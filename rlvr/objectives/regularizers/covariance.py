@@ -39,6 +39,12 @@ def lots(row_ids: Tensor, width: int, seed: str) -> Tensor:
     return torch.stack([of_row(row_id) for row_id in row_ids.tolist()]).to(row_ids.device)
 
 
+def lowest_lots(tokens: StepTokens, candidates: Tensor, count: int, name: str) -> Tensor:
+    """[R, T] bool: `count` of the candidates of all ranks, drawn by lot; there must be more than that."""
+    drawn = lots(tokens.row_ids, tokens.mask.shape[1], f"{tokens.seed}/{name}/{tokens.step}")
+    return candidates & (drawn <= tokens.gather(drawn[candidates]).sort().values[count - 1])
+
+
 class ClipCov(Regularizer):
     """Takes max(1, share n) of the tokens with low < C_t < high, drawn by lot, out of the policy loss: Clip-Cov.
 
@@ -55,16 +61,15 @@ class ClipCov(Regularizer):
     def prepare(self, tokens: StepTokens) -> Prepared:
         cov = covariance(tokens)
         candidates = tokens.mask & (cov > self.config.low) & (cov < self.config.high) & ~tokens.clipped
-        drawn = lots(tokens.row_ids, tokens.mask.shape[1], f"{tokens.seed}/{self.name}/{tokens.step}")
-        everyones = tokens.gather(drawn[candidates])
+        num_candidates = len(tokens.gather(cov[candidates]))
         count = num_selected(self.config.share, len(tokens.everywhere(tokens.advantages)))
-        if len(everyones) > count:
-            candidates = candidates & (drawn <= everyones.sort().values[count - 1])
+        if num_candidates > count:
+            candidates = lowest_lots(tokens, candidates, count, self.name)
         return Prepared(
             tokens={"dropped": candidates},
             metrics={
-                "clip_cov/candidates": float(len(everyones)),
-                "clip_cov/dropped": float(min(count, len(everyones))),
+                "clip_cov/candidates": float(num_candidates),
+                "clip_cov/dropped": float(min(count, num_candidates)),
             },
         )
 
@@ -96,8 +101,13 @@ class KlCov(Regularizer):
             return Prepared({"held": tokens.mask})
         count = num_selected(self.config.share, len(everyones))
         threshold = everyones.sort(descending=True).values[count - 1]
+        tied = tokens.mask & (cov == threshold)
+        num_above = int((everyones > threshold).sum())
+        if int((everyones == threshold).sum()) > count - num_above:  # as when all advantages are equal
+            tied = lowest_lots(tokens, tied, count - num_above, self.name)
         return Prepared(
-            tokens={"held": tokens.mask & (cov >= threshold)}, metrics={"kl_cov/threshold": threshold.item()}
+            tokens={"held": (tokens.mask & (cov > threshold)) | tied},
+            metrics={"kl_cov/threshold": threshold.item()},
         )
 
     def contribute(self, live: LiveTokens) -> Contribution:

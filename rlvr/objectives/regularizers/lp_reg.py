@@ -30,8 +30,9 @@ logger = logging.getLogger(__name__)
 def token_penalty(logprobs: Tensor, proxy_logprobs: Tensor, direction: str) -> Tensor:
     """One-token estimate of the divergence between proxy and policy; d = proxy_logprobs - logprobs within [-20, 20].
 
-    forward: exp(d) - d - 1 (k3), whose expected gradient is that of KL(proxy || policy). reverse: d^2 / 2 (k2), whose
-    expected gradient is that of KL(policy || proxy). Both expectations are over the kept tokens (arXiv 2506.09477).
+    forward: exp(d) - d - 1 (k3), whose expected gradient over the kept tokens is that of KL(proxy || policy) plus the
+    policy's mass on them, the divergence of unnormalised distributions. reverse: d^2 / 2 (k2), whose expected gradient
+    is that of the finite part of KL(policy || proxy), see `vocab_penalty` (arXiv 2506.09477).
     """
     difference = (proxy_logprobs.detach() - logprobs).clamp(-LOG_LIMIT, LOG_LIMIT)
     if direction == "forward":

@@ -80,7 +80,7 @@ class Siren(Regularizer):
         assert live.stats.nucleus_entropy is not None
         peaks, gap, count = live.tokens["peaks"], live.scalars["gap"], live.scalars["count"]
         share = peak_means(live.stats.nucleus_entropy, peaks).sum() / count
-        rows = peaks.any(dim=1).sum() / count
+        rows = peaks.any(dim=1).sum().to(share.dtype) / count
         return Contribution(loss=live.coef * (2.0 * gap * (share - share.detach()) + gap**2 * rows))
 
     def _peaks(self, tokens: StepTokens) -> tuple[Tensor, Tensor, int]:
