@@ -120,7 +120,7 @@ def test_tagged_is_the_last_closed_tag(text: str, expected: str | None) -> None:
 
 def test_tag_that_is_a_column_is_not_taken_for_the_option() -> None:
     with pytest.raises(TypeError, match="came from a column"):
-        exact([GOLD], answer=["3"], tag=["algebra"])  # type: ignore[arg-type]
+        exact([GOLD], answer=["3"], tag=["algebra"])
 
 
 # ---- exact, numeric, format_tags ------------------------------------------------------------------------------------
@@ -201,11 +201,11 @@ def test_format_tags_refuses_anything_else(text: str) -> None:
 
 def test_reasoning_gym_takes_metadata_as_json_text_and_the_task_from_it() -> None:
     metadata = [json.dumps(SUM["metadata"]), SUM["metadata"]]
-    assert reasoning_gym([GOLD, GOLD], ["3", "4"], metadata, task=["word_sorting"] * 2) == [1.0, 0.0]
+    assert reasoning_gym([GOLD, GOLD], answer=["3", "4"], metadata=metadata, task=["word_sorting"] * 2) == [1.0, 0.0]
 
 
 def test_reasoning_gym_falls_back_to_the_task_column() -> None:
-    assert reasoning_gym([GOLD], ["3"], ["{}"], task=["chain_sum"]) == [1.0]
+    assert reasoning_gym([GOLD], answer=["3"], metadata=["{}"], task=["chain_sum"]) == [1.0]
 
 
 def test_reasoning_gym_scores_as_the_task_does() -> None:
@@ -214,7 +214,7 @@ def test_reasoning_gym_scores_as_the_task_does() -> None:
     other = f"0 + ({item['metadata']['expression']})"
     texts = [item["metadata"]["expression"], other, "garbage", "no tag"]
     completions = [f"<answer>{text}</answer>" for text in texts[:-1]] + texts[-1:]
-    got = reasoning_gym(completions, [item["answer"]] * 4, [json.dumps(item["metadata"])] * 4)
+    got = reasoning_gym(completions, answer=[item["answer"]] * 4, metadata=[json.dumps(item["metadata"])] * 4)
     assert got == [*(dataset.score_answer(text, item) for text in texts[:-1]), 0.0]
     assert got[0] == 1.0
 
@@ -223,7 +223,7 @@ def test_reasoning_gym_scores_as_the_task_does() -> None:
 def test_reasoning_gym_gold_survives_storage_as_json(task: str) -> None:
     item = gym.create_dataset(task, seed=1, size=1)[0]
     metadata = json.dumps(item["metadata"])
-    assert reasoning_gym([f"<answer>{item['answer']}</answer>"], [item["answer"]], [metadata]) == [1.0]
+    assert reasoning_gym([f"<answer>{item['answer']}</answer>"], answer=[item["answer"]], metadata=[metadata]) == [1.0]
 
 
 @pytest.mark.parametrize(
@@ -234,14 +234,16 @@ def test_reasoning_gym_scorer_that_chokes_on_the_text_calls_it_wrong(task: str, 
     item = gym.create_dataset(task, seed=1, size=1)[0]
     with pytest.raises((ValueError, LookupError, TypeError, ArithmeticError)):
         gym.get_score_answer_fn(task)(text, item)
-    assert reasoning_gym([f"<answer>{text}</answer>"], [item["answer"] or ""], [item["metadata"]]) == [0.0]
+    assert reasoning_gym([f"<answer>{text}</answer>"], answer=[item["answer"] or ""], metadata=[item["metadata"]]) == [
+        0.0
+    ]
 
 
 def test_reasoning_gym_entry_that_is_broken_is_not_called_a_wrong_answer() -> None:
     with pytest.raises(KeyError, match="source_dataset"):
-        reasoning_gym([GOLD], ["3"], ["{}"])
+        reasoning_gym([GOLD], answer=["3"], metadata=["{}"])
     with pytest.raises(KeyError, match="sorted_words"):
-        reasoning_gym([GOLD], ["3"], [json.dumps({"source_dataset": "word_sorting"})])
+        reasoning_gym([GOLD], answer=["3"], metadata=[json.dumps({"source_dataset": "word_sorting"})])
 
 
 # ---- math -----------------------------------------------------------------------------------------------------------
