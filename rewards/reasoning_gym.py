@@ -36,7 +36,7 @@ def reasoning_gym(
     details = json.loads(metadata) if isinstance(metadata, str) else metadata
     name = details["source_dataset"] if task is None else details.get("source_dataset", task)
     scorer = _scorer(name)
-    entry = {"answer": answer, "metadata": _as_tuples(details) if name in TASKS_WITH_TUPLES else details}
+    entry: Entry = {"answer": answer, "metadata": _as_tuples(details) if name in TASKS_WITH_TUPLES else details}
     found = tagged(text, tag)
     # Some scorers give a little to any text, even to none.
     if not found:

@@ -1,17 +1,13 @@
-"""What each registered reward says about right, wrong, empty and hostile completions."""
+"""What the rewards say about right, wrong and hostile completions; `tests/rewards` has what holds for all of them."""
 
-import importlib
 import json
 import subprocess
 import sys
 import threading
-from collections.abc import Callable
-from typing import Any
 
 import pytest
 import reasoning_gym as gym
 
-from rewards import REGISTRY
 from rewards._text import tagged, text_of
 from rewards.exact import exact
 from rewards.format_tags import format_tags
@@ -21,53 +17,6 @@ from rewards.reasoning_gym import reasoning_gym
 
 SUM = {"answer": "3", "metadata": {"source_dataset": "chain_sum"}}
 GOLD = "<think>1 + 2 = 3</think>\n<answer> 3 </answer>"
-# Per registered reward, completions that deserve the top score for the answer 3.
-RIGHT = {
-    "exact": [GOLD],
-    "format_tags": [GOLD, " <think> </think><answer>anything</answer>\n"],
-    "math": [GOLD, "the sum is \\boxed{3}", "$\\frac{6}{2}$"],
-    "numeric": [GOLD, "<answer>it is 3.0</answer>"],
-    "reasoning_gym": [GOLD],
-}
-
-
-def registered(name: str) -> Callable[..., list[float | None]]:
-    module, _, function = REGISTRY[name].partition(":")
-    loaded: Callable[..., list[float | None]] = getattr(importlib.import_module(module), function)
-    return loaded
-
-
-def scores(name: str, completions: list[Any]) -> list[float | None]:
-    """Called as the trainer does: with every column, and more than the function asks for."""
-    columns = {column: [value] * len(completions) for column, value in SUM.items()}
-    return registered(name)(
-        completions=completions, prompts=["1 + 2 ="] * len(completions), trainer_state=None, **columns
-    )
-
-
-def test_every_registered_reward_has_a_gold_completion_here() -> None:
-    assert set(RIGHT) == set(REGISTRY)
-
-
-@pytest.mark.parametrize("name", REGISTRY)
-def test_gold_gets_the_top_score(name: str) -> None:
-    assert scores(name, RIGHT[name]) == [1.0] * len(RIGHT[name])
-
-
-@pytest.mark.parametrize("name", REGISTRY)
-def test_gold_as_a_message_gets_the_top_score(name: str) -> None:
-    assert scores(name, [[{"role": "assistant", "content": text}] for text in RIGHT[name]]) == [1.0] * len(RIGHT[name])
-
-
-@pytest.mark.parametrize("name", REGISTRY)
-def test_empty_text_gets_nothing(name: str) -> None:
-    empty = ["", "  \n", [], [{"role": "assistant", "content": ""}], "<answer></answer>", "<think></think>"]
-    assert scores(name, empty) == [0.0] * len(empty)
-
-
-@pytest.mark.parametrize("name", sorted(set(REGISTRY) - {"format_tags"}))
-def test_wrong_answer_gets_nothing(name: str) -> None:
-    assert scores(name, ["<think>3</think> <answer>4</answer>"]) == [0.0]
 
 
 def test_importing_the_package_imports_no_reward() -> None:
@@ -77,14 +26,6 @@ def test_importing_the_package_imports_no_reward() -> None:
     )
     done = subprocess.run([sys.executable, "-c", program], capture_output=True, text=True, check=True)
     assert done.stdout == "[] []\n"
-
-
-@pytest.mark.parametrize("name", REGISTRY)
-def test_reward_imports_no_torch(name: str) -> None:
-    module = REGISTRY[name].partition(":")[0]
-    program = f"import sys, {module}\nprint('torch' in sys.modules)"
-    done = subprocess.run([sys.executable, "-c", program], capture_output=True, text=True, check=True)
-    assert done.stdout == "False\n"
 
 
 # ---- text -----------------------------------------------------------------------------------------------------------

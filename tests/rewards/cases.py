@@ -1,0 +1,89 @@
+"""One case per registered reward: what it is called with, and completions that deserve its best and its worst value."""
+
+import importlib
+from collections.abc import Callable, Mapping
+from dataclasses import dataclass, field
+from typing import Any
+
+from rewards import REGISTRY
+
+PROMPT = "1 + 2 = ? (a prompt with <answer>3</answer> and \\boxed{3} in it)"
+GOLD = "<think>1 + 2 = 3</think>\n<answer> 3 </answer>"
+WRONG = "<think>3</think> <answer>4</answer>"
+SUM = {"answer": "3", "metadata": {"source_dataset": "chain_sum"}}
+BLANK = ["", "  \n", "<answer></answer>", "<think></think>"]
+
+
+@dataclass(frozen=True)
+class Case:
+    """Columns hold the value of one row; `needs_model` asks for a model on disk as the option `model`."""
+
+    right: list[str]
+    wrong: list[str] = field(default_factory=lambda: [WRONG])
+    blank: list[str] = field(default_factory=lambda: BLANK)
+    columns: Mapping[str, Any] = field(default_factory=lambda: SUM)
+    options: Mapping[str, Any] = field(default_factory=dict)
+    top: float = 1.0
+    bottom: float = 0.0
+    empty: float | None = 0.0
+    needs_model: str = ""
+
+
+CASES = {
+    "exact": Case([GOLD]),
+    "format_tags": Case(
+        [GOLD, " <think> </think><answer>anything</answer>\n"], ["3"], ["", " \n", "<answer></answer>"], columns={}
+    ),
+    "math": Case([GOLD, "the sum is \\boxed{3}", "$\\frac{6}{2}$"]),
+    "numeric": Case([GOLD, "<answer>it is 3.0</answer>"]),
+    "reasoning_gym": Case([GOLD]),
+    "multiple_choice": Case(
+        ["<answer>B</answer>", "So the answer is (b).", "<answer>Three</answer>", "\\boxed{B}"],
+        ["<answer>A</answer>", "B", "<answer>A or B</answer>"],
+        columns={"answer": "B", "choices": ["two", "three"]},
+    ),
+    "regex": Case(
+        ["so the result: 3", "result: 4, no, result:  3 "],
+        ["result: 4", "3"],
+        columns={"answer": "3"},
+        options={"pattern": r"result:\s*(?P<answer>\d+)"},
+    ),
+    "json_schema": Case(
+        ['{"sum": 3}', '<answer>{"sum": 3}</answer>', 'Here:\n```json\n{"sum": 3}\n```'],
+        ['{"sum": "3"}', "[3]"],
+        columns={"json_schema": {"type": "object", "properties": {"sum": {"type": "integer"}}, "required": ["sum"]}},
+    ),
+    "countdown": Case(
+        ["<answer>2 + 1</answer>", "<answer>(1+2) = 3</answer>"],
+        ["<answer>3</answer>", "<answer>1+1+1</answer>", "2 + 1"],
+        columns={"numbers": [1, 2], "target": 3},
+    ),
+    "ifeval": Case(
+        ["the sum is three"],
+        ["the sum, three"],
+        ["", " \n"],
+        columns={"instructions": [{"id": "punctuation:no_comma", "kwargs": None}]},
+    ),
+}
+
+
+def registered(name: str) -> Callable[..., list[float | None]]:
+    module, _, function = REGISTRY[name].partition(":")
+    loaded: Callable[..., list[float | None]] = getattr(importlib.import_module(module), function)
+    return loaded
+
+
+def scores(name: str, completions: list[Any], model: str = "", **other: Any) -> list[float | None]:
+    """Called as the trainer does: with every column, and more than the function asks for."""
+    case = CASES[name]
+    given: dict[str, Any] = {
+        "prompts": [PROMPT] * len(completions),
+        "completion_ids": [[7] * 5] * len(completions),
+        "trainer_state": None,
+        "difficulty": ["hard"] * len(completions),
+        **{column: [value] * len(completions) for column, value in case.columns.items()},
+        **case.options,
+        **({"model": model} if case.needs_model else {}),
+        **other,
+    }
+    return registered(name)(completions, **given)
