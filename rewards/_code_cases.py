@@ -214,12 +214,11 @@ def _list(value: Any, name: str) -> list[Any]:
 
 
 def _stdin_case(case: Any) -> StdinCase:
-    texts = [case.get("stdin"), case.get("stdout")] if isinstance(case, Mapping) else []
-    if [type(each) for each in texts] != [str, str]:
+    stdin, stdout = (case.get("stdin"), case.get("stdout")) if isinstance(case, Mapping) else (None, None)
+    if not isinstance(stdin, str) or not isinstance(stdout, str):
         raise ValueError("a case of `stdin_stdout` is not an object with the texts `stdin` and `stdout`")
-    for each in texts:
-        each.encode()  # UnicodeEncodeError is a ValueError
-    return StdinCase(*texts)
+    (stdin + stdout).encode()  # UnicodeEncodeError is a ValueError
+    return StdinCase(stdin, stdout)
 
 
 def _function_case(function: Any, case: Any) -> FunctionCase:

@@ -14,11 +14,11 @@ import subprocess
 import sys
 import types
 from collections import Counter, OrderedDict, defaultdict
-from typing import Any
+from typing import Any, ClassVar
 
 PR_SET_DUMPABLE = 4
 SCALARS = (type(None), bool, int, float, str)
-LISTS = {list: "list", tuple: "tuple", set: "set", frozenset: "frozenset"}
+LISTS: dict[Any, str] = {list: "list", tuple: "tuple", set: "set", frozenset: "frozenset"}
 FROM_LIST: dict[str, Any] = {tag: kind for kind, tag in LISTS.items()}
 DICTS = (dict, OrderedDict, defaultdict, Counter)
 
@@ -72,7 +72,7 @@ class Codec:
 class Host(Codec):
     """Runs the program and answers requests about its objects."""
 
-    OPERATIONS = {
+    OPERATIONS: ClassVar[dict[str, Any]] = {
         "call": lambda function, args, kwargs: function(*args, **kwargs),
         "getattr": getattr,
         "setattr": setattr,
@@ -227,7 +227,7 @@ class Client(Codec):
 
     def load(self, source: str, only: list[str] | None) -> dict[str, Any]:
         """The names of the program: those in `only`, or all that are not builtins."""
-        names = {}
+        names: dict[str, Any] = {}
         for name, described in self.exchange(source).items():
             if name.startswith("_") or (name not in only if only is not None else hasattr(builtins, name)):
                 continue

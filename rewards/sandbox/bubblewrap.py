@@ -67,7 +67,7 @@ class Bubblewrap:
 
 
 def why_unusable() -> str | None:
-    """Why bubblewrap cannot be used here, None when it can: decided by a run, as it may be installed but not allowed."""
+    """Why bubblewrap cannot be used here, None when it can. It may be installed but not allowed, so a run decides."""
     if _executable() is None:
         return "bubblewrap is not installed"
     return _failure_of_a_run(os.getpid())
@@ -81,7 +81,9 @@ def _failure_of_a_run(_process_id: int) -> str | None:
         ran = Bubblewrap().run(source, b"", Limits(seconds=30.0))
     except SandboxFailure as failure:
         return str(failure)
-    return None if ran.stdout == b"['main.py']" else f"a trial run ended with {ran.status}: {ran.stderr or ran.stdout!r}"
+    if ran.stdout == b"['main.py']":
+        return None
+    return f"a trial run ended with {ran.status}: {' '.join(ran.stderr.split()) or ran.stdout!r}"
 
 
 def _executable() -> str | None:
@@ -99,8 +101,8 @@ def _system() -> Sequence[str]:
     prefix = Path(sys.base_prefix).resolve()
     if not prefix.is_relative_to("/usr"):
         # bubblewrap would make these folders for its own user id only.
-        for folder in reversed(prefix.parents[:-1]):
-            binds += ["--perms", "0755", "--dir", str(folder)]
+        for parent in reversed(prefix.parents[:-1]):
+            binds += ["--perms", "0755", "--dir", str(parent)]
         binds += ["--ro-bind", str(prefix), str(prefix)]
     return binds
 

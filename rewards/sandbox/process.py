@@ -47,6 +47,7 @@ def launch_command(limits: Limits, status_fd: int, script: str, *, scratch: str 
         "supervise": scratch is not None,
         "scratch": scratch,
         "uid": uid,
+        "parent": os.getpid(),
     }
     source = LAUNCHER.read_text(encoding="utf-8")
     return [interpreter(), "-I", "-S", "-B", "-c", source, json.dumps(settings), *python_command(script)]
