@@ -27,6 +27,7 @@ class Case:
     bottom: float = 0.0
     empty: float | None = 0.0
     needs_model: str = ""
+    hostile_may_win: bool = False  # the reward does not look at what the text says
 
 
 CASES = {
@@ -63,7 +64,31 @@ CASES = {
         ["the sum, three"],
         ["", " \n"],
         columns={"instructions": [{"id": "punctuation:no_comma", "kwargs": None}]},
+        hostile_may_win=True,
     ),
+    # Below, the top and bottom values belong to the five tokens of `TOKENS`.
+    "soft_overlong": Case(
+        [GOLD, WRONG, ""], [], columns={}, options={"max_length": 10, "cache": 4}, top=0.0, hostile_may_win=True
+    ),
+    "cosine_length": Case(
+        [GOLD], options={"max_length": 30, "verifier": "exact"}, top=1.9330127, bottom=-9.3301270, empty=-9.3301270
+    ),
+    "repetition": Case(
+        [GOLD, "one two", ""],
+        ["a a a a a a", "b B b B b b"],
+        columns={},
+        options={"ngram": 1, "max_penalty": -1.2},
+        top=0.0,
+        bottom=-1.0,
+        hostile_may_win=True,
+    ),
+    "format_length_surrogate": Case(
+        ["so \\boxed{3}"], ["so 3", "\\boxed{", "\\boxed{ }"], columns={}, options={"max_length": 10}, top=2.0
+    ),
+    # Alone in its group, any answer is the majority.
+    "majority": Case([GOLD], [], columns={}, empty=None, hostile_may_win=True),
+    # Alone, a phrasing has no verdict.
+    "co_reward": Case([], [], columns={"pair_id": 1}, empty=None),
 }
 
 

@@ -64,7 +64,7 @@ def test_wrong_gets_the_bottom_score(name: str, request: pytest.FixtureRequest) 
 def test_blank_text_gets_the_documented_value(name: str, request: pytest.FixtureRequest) -> None:
     case, model = CASES[name], model_of(name, request)
     for blank in [*case.blank, [], [{"role": "assistant", "content": ""}], [{"role": "assistant"}]]:
-        assert scores(name, [blank], model) == [case.empty], blank
+        assert scores(name, [blank], model) == pytest.approx([case.empty]), blank
 
 
 @pytest.mark.parametrize("name", CASES)
@@ -72,7 +72,7 @@ def test_answer_in_the_prompt_alone_does_not_count(name: str, request: pytest.Fi
     case, model = CASES[name], model_of(name, request)
     for right in case.right:
         conversation = [{"role": "user", "content": right}, {"role": "assistant", "content": ""}]
-        assert scores(name, [conversation], model, prompts=[right]) == [case.empty]
+        assert scores(name, [conversation], model, prompts=[right]) == pytest.approx([case.empty])
 
 
 @pytest.mark.parametrize("name", CASES)
@@ -97,7 +97,7 @@ def test_hostile_text_gets_no_top_score_and_takes_no_time(name: str, kind: str, 
     started = time.perf_counter()
     for completion in [text] if "answer" in text else [text, f"<answer>{text}</answer>"]:
         (value,) = scores(name, [completion], model)
-        if case.wrong and name not in {"ifeval"}:
+        if not case.hostile_may_win:
             assert value is None or value < case.top
     assert time.perf_counter() - started < 20  # quadratic time would be hours
 
