@@ -14,6 +14,7 @@ import torch
 from rewards import REGISTRY
 from rewards.exact import exact
 from rewards.numeric import numeric
+from rlvr.config.schema import RewardsConfig
 from rlvr.errors import RewardError
 from rlvr.verification import RewardFunction, Verdicts, load_reward, verify
 from rlvr.verification.loading import describe_rewards
@@ -22,13 +23,14 @@ TEXTS = ["a", "bb", "ccc"]
 
 
 def judged(
-    *functions: RewardFunction, verifier: str | None = None, correct_at: float = 1.0, **columns: list[Any]
+    *functions: RewardFunction, config: dict[str, Any] | None = None, step: int = 0, **columns: list[Any]
 ) -> Verdicts:
-    """Verdicts on TEXTS; the first function is the verifier unless another is named."""
+    """Verdicts on TEXTS; the first function is the verifier unless `config` names another."""
+    listed = [{"use": "exact", "name": each.name} for each in functions]
     return verify(
         functions,
-        verifier or functions[0].name,
-        correct_at,
+        RewardsConfig.model_validate({"functions": listed, "workers": 0} | (config or {})),
+        step=step,
         prompts=["p"] * 3,
         completions=TEXTS,
         completion_ids=[[1], [1, 2], [1, 2, 3]],
@@ -103,7 +105,7 @@ def test_every_registered_reward_is_described_in_one_line() -> None:
     ("use", "words"),
     [
         ("exakt", ["unknown reward 'exakt'", "did you mean 'exact'?", "format_tags", "numeric", "./file.py:function"]),
-        ("zzz", ["unknown reward 'zzz'; names are exact, "]),
+        ("zzz", ["unknown reward 'zzz'; names are ", "exact, format"]),
         ("mine.py", ["write mine.py:function"]),
         ("./nowhere.py:fn", ["there is no file nowhere.py in"]),
         ("no_such_package.rewards:fn", ["there is no module 'no_such_package'"]),
@@ -160,7 +162,7 @@ def test_reward_is_the_weighted_total_and_outcome_the_verifiers() -> None:
     verdicts = judged(
         constant("style", [0.0, 1.0, 0.5], weight=0.5),
         constant("right", [1.0, 0.0, 0.75], weight=2.0),
-        verifier="right",
+        config={"verifier": "right"},
     )
     assert verdicts.names == ("style", "right")
     assert verdicts.components == [[0.0, 1.0], [1.0, 0.0], [0.5, 0.75]]
@@ -169,7 +171,7 @@ def test_reward_is_the_weighted_total_and_outcome_the_verifiers() -> None:
 
 
 def test_outcome_is_right_at_the_threshold_itself() -> None:
-    assert judged(constant("v", [0.5, 0.49, 0.51]), correct_at=0.5).outcomes == [1.0, 0.0, 1.0]
+    assert judged(constant("v", [0.5, 0.49, 0.51]), config={"correct_at": 0.5}).outcomes == [1.0, 0.0, 1.0]
 
 
 def test_no_verdict_of_the_verifier_makes_a_completion_unscorable_and_of_others_counts_as_zero() -> None:
@@ -253,19 +255,15 @@ def test_argument_of_the_recipe_wins_over_a_column_of_its_name() -> None:
     assert judged(RewardFunction("exact", 1.0, function), answer=TEXTS, tag=["x", "y", "z"]).rewards == [1.0] * 3
 
 
-def test_what_a_reward_raises_is_raised_unchanged() -> None:
+def test_what_a_plain_function_raises_is_raised_unchanged() -> None:
     error = ZeroDivisionError("mine")
 
     def broken(completions: list[str]) -> list[float]:
         raise error
 
-    async def broken_later(completions: list[str]) -> list[float]:
-        raise error
-
-    for function in (broken, broken_later):
-        with pytest.raises(ZeroDivisionError) as caught:
-            judged(RewardFunction("broken", 1.0, function))
-        assert caught.value is error
+    with pytest.raises(ZeroDivisionError) as caught:
+        judged(RewardFunction("broken", 1.0, broken))
+    assert caught.value is error
 
 
 def async_functions() -> list[RewardFunction]:
