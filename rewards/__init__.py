@@ -18,7 +18,9 @@ REGISTRY = {
     "multiple_choice": "rewards.multiple_choice:multiple_choice",
     "numeric": "rewards.numeric:numeric",
     "reasoning_gym": "rewards.reasoning_gym:reasoning_gym",
+    "reference_probability": "rewards.reference_probability:reference_probability",
     "regex": "rewards.regex:regex",
     "repetition": "rewards.repetition:repetition",
+    "rm": "rewards.reward_model:rm",
     "soft_overlong": "rewards.soft_overlong:soft_overlong",
 }

@@ -5,12 +5,15 @@ from collections.abc import Callable, Mapping
 from dataclasses import dataclass, field
 from typing import Any
 
+import pytest
+
 from rewards import REGISTRY
 
 PROMPT = "1 + 2 = ? (a prompt with <answer>3</answer> and \\boxed{3} in it)"
 GOLD = "<think>1 + 2 = 3</think>\n<answer> 3 </answer>"
 WRONG = "<think>3</think> <answer>4</answer>"
 SUM = {"answer": "3", "metadata": {"source_dataset": "chain_sum"}}
+ANY = pytest.approx(0.0, abs=1e6)  # whatever a model says
 BLANK = ["", "  \n", "<answer></answer>", "<think></think>"]
 
 
@@ -25,7 +28,7 @@ class Case:
     options: Mapping[str, Any] = field(default_factory=dict)
     top: float = 1.0
     bottom: float = 0.0
-    empty: float | None = 0.0
+    empty: Any = 0.0
     needs_model: str = ""
     hostile_may_win: bool = False  # the reward does not look at what the text says
 
@@ -89,6 +92,16 @@ CASES = {
     "majority": Case([GOLD], [], columns={}, empty=None, hostile_may_win=True),
     # Alone, a phrasing has no verdict.
     "co_reward": Case([], [], columns={"pair_id": 1}, empty=None),
+    # Their numbers are tested beside their models; here only that they hold for the same things as the others.
+    "rm": Case([], [], columns={}, empty=ANY, needs_model="classifier", hostile_may_win=True),
+    "reference_probability": Case(
+        [],
+        ["no tag", "<answer>"],
+        ["", " \n"],
+        columns={"answer": "3"},
+        needs_model="language_model",
+        hostile_may_win=True,
+    ),
 }
 
 

@@ -9,7 +9,7 @@ from typing import Any
 import pytest
 
 from rewards import REGISTRY
-from tests.rewards.cases import CASES, registered, scores
+from tests.rewards.cases import ANY, CASES, registered, scores
 
 HOSTILE = {
     "nul": "\0<answer>\0</answer>\0",
@@ -40,6 +40,10 @@ def test_every_registered_reward_has_a_case_and_only_those() -> None:
     assert set(CASES) == set(REGISTRY)
 
 
+def close(value: Any) -> Any:
+    return [value] if value is ANY else pytest.approx([value])
+
+
 def model_of(name: str, request: pytest.FixtureRequest) -> str:
     needs = CASES[name].needs_model
     return str(request.getfixturevalue(needs)) if needs else ""
@@ -64,7 +68,7 @@ def test_wrong_gets_the_bottom_score(name: str, request: pytest.FixtureRequest) 
 def test_blank_text_gets_the_documented_value(name: str, request: pytest.FixtureRequest) -> None:
     case, model = CASES[name], model_of(name, request)
     for blank in [*case.blank, [], [{"role": "assistant", "content": ""}], [{"role": "assistant"}]]:
-        assert scores(name, [blank], model) == pytest.approx([case.empty]), blank
+        assert scores(name, [blank], model) == close(case.empty), blank
 
 
 @pytest.mark.parametrize("name", CASES)
@@ -72,7 +76,7 @@ def test_answer_in_the_prompt_alone_does_not_count(name: str, request: pytest.Fi
     case, model = CASES[name], model_of(name, request)
     for right in case.right:
         conversation = [{"role": "user", "content": right}, {"role": "assistant", "content": ""}]
-        assert scores(name, [conversation], model, prompts=[right]) == pytest.approx([case.empty])
+        assert scores(name, [conversation], model, prompts=[right]) == close(case.empty)
 
 
 @pytest.mark.parametrize("name", CASES)
