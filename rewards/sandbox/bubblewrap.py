@@ -1,18 +1,22 @@
 """Programs in namespaces of their own, made by bubblewrap 0.7 or later."""
 
+import contextlib
 import os
 import secrets
+import select
 import shutil
 import subprocess
 import sys
-from collections.abc import Sequence
+from collections.abc import Iterator, Sequence
 from functools import cache
 from pathlib import Path
 
+from rewards.sandbox._launcher import processes
 from rewards.sandbox.interface import Limits, Ran, SandboxFailure
 from rewards.sandbox.process import ENVIRONMENT, Child, launch_command
 
 FOLDER = "/tmp"
+END_SECONDS = 10.0
 FIRST_UID, NUM_UIDS = 2_000_000_000, 100_000_000
 
 
@@ -26,6 +30,7 @@ class Bubblewrap:
     def run(self, source: str, stdin: bytes, limits: Limits) -> Ran:
         """Runs `source`. Raises SandboxFailure when bubblewrap does not come up."""
         program = os.memfd_create("program")
+        namespaces: list[int] = []
         try:
             os.write(program, source.encode())
             os.lseek(program, 0, os.SEEK_SET)
@@ -36,10 +41,14 @@ class Bubblewrap:
                 end=_kill,
                 environment={**ENVIRONMENT, "HOME": FOLDER},
                 pass_fds=(program,),
+                at_start=lambda process: namespaces.extend(_first_processes(process.pid)),
             )
             return child.run()
         finally:
             os.close(program)
+            for handle in namespaces:
+                select.select([handle], [], [], END_SECONDS)
+                os.close(handle)
 
     def _command(self, limits: Limits, status_fd: int, program: int) -> list[str]:
         as_root = os.geteuid() == 0
@@ -105,6 +114,14 @@ def _system() -> Sequence[str]:
             binds += ["--perms", "0755", "--dir", str(parent)]
         binds += ["--ro-bind", str(prefix), str(prefix)]
     return binds
+
+
+def _first_processes(pid: int) -> Iterator[int]:
+    """Handles of the children of bubblewrap: the first process of a namespace ends after all others in it have."""
+    for child, (parent, _) in processes().items():
+        if parent == pid:
+            with contextlib.suppress(OSError):  # it is gone
+                yield os.pidfd_open(child)
 
 
 def _kill(process: "subprocess.Popen[bytes]") -> None:

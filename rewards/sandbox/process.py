@@ -66,8 +66,9 @@ class Child:
         environment: dict[str, str],
         folder: str | None = None,
         pass_fds: Sequence[int] = (),
+        at_start: Callable[["subprocess.Popen[bytes]"], None] | None = None,
     ) -> None:
-        self.limits, self.end, self.left = limits, end, memoryview(stdin)
+        self.limits, self.end, self.at_start, self.left = limits, end, at_start, memoryview(stdin)
         self.stdout, self.stderr, self.started = bytearray(), bytearray(), False
         self.status_read, status_write = os.pipe()
         try:
@@ -142,6 +143,8 @@ class Child:
     def _read_status(self) -> None:
         # One byte from the launcher, before the program runs; whatever a program may write here later is not read.
         self.started = os.read(self.status_read, 1) == b"s"
+        if self.started and self.at_start is not None:
+            self.at_start(self.process)
         self.selector.unregister(self.status_read)
 
     def _write_stdin(self) -> None:

@@ -69,6 +69,7 @@ def _warn_once() -> None:
 def _end(supervisor: "subprocess.Popen[bytes]") -> None:
     """Asks the supervisor to kill everything; kills its process group when it does not, as it may have been stopped."""
     supervisor.terminate()
+    supervisor.send_signal(signal.SIGCONT)
     try:
         supervisor.wait(END_SECONDS)
     except subprocess.TimeoutExpired:
