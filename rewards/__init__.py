@@ -6,6 +6,7 @@ imports none of the functions.
 
 REGISTRY = {
     "co_reward": "rewards.co_reward:co_reward",
+    "code": "rewards.code:code",
     "cosine_length": "rewards.cosine_length:cosine_length",
     "countdown": "rewards.countdown:countdown",
     "exact": "rewards.exact:exact",

@@ -17,8 +17,8 @@ own, which the program cannot inspect; it reports with a nonce that the program 
 from the program (`rewards/sandbox/_in_unit.py`). What remains possible: a helper that the tests use without importing
 or defining it (`isclose` after the program's `from math import isclose`) is the program's own, so list `names` or
 import what the tests use; an object that is not plain data can claim any attribute, length or item; the program sees
-the arguments of each call, hence can give constant answers to the cases that it recognises. Tests cannot hand functions to
-the program, compare its objects by `==`, or use `isinstance` with its classes: the first makes the completion
+the arguments of each call, hence can give constant answers to the cases that it recognises. Tests cannot hand functions
+to the program, compare its objects by `==`, or use `isinstance` with its classes: the first makes the completion
 unscorable, the others fail.
 """
 

@@ -92,7 +92,7 @@ LEAVING = {
 
 WRITER = """
 import os
-for folder in ('@OUTSIDE@', '/', '/etc', '/usr', '/usr/lib', '/dev', '/dev/shm', '/root', '/home', '/var/tmp', '/proc/sys'):
+for folder in ('@OUTSIDE@', '/', '/etc', '/usr', '/usr/lib', '/dev', '/dev/shm', '/root', '/home', '/var/tmp'):
     try: open(folder + '/@TOKEN@', 'w').close()
     except OSError: pass
 try: os.chmod('/usr/bin', 0o755)
@@ -201,7 +201,8 @@ FAKING = {
         "                    start, end = (int(each, 16) for each in line.split()[0].split('-'))\n"
         "                    if ' rw' in line:\n                        try:\n"
         "                            memory.seek(start)\n"
-        "                            found.update(re.findall(rb'(?<![0-9a-f])[0-9a-f]{64}(?![0-9a-f])', memory.read(end - start)))\n"
+        "                            data = memory.read(end - start)\n"
+        "                            found.update(re.findall(rb'\\b[0-9a-f]{64}\\b', data))\n"
         "                        except (OSError, ValueError, OverflowError): pass\n        except OSError: pass\n"
         "    for nonce in found:\n        for target in glob.glob('/proc/[0-9]*/fd/[0-9]*'):\n            try:\n"
         "                handle = os.open(target, os.O_WRONLY | os.O_NONBLOCK)\n"
@@ -214,7 +215,8 @@ FAKING = {
         '        os.write(handle, b\'{"passed": "all"}\\n\' * 3)\n    except OSError: pass\ndef add(a, b): return 3'
     ),
     "garbage for an answer": (
-        "import os\ndef add(a, b):\n    for handle in range(3, 64):\n        try: os.write(handle, b'{]\\n{\"value\": 1}\\n')\n"
+        "import os\ndef add(a, b):\n    for handle in range(3, 64):\n"
+        "        try: os.write(handle, b'{]\\n{\"value\": 1}\\n')\n"
         "        except OSError: pass\n    return 3"
     ),
     "the answer of the case before": "last = [3]\ndef add(a, b):\n    last.append(a + b)\n    return last[-2]",

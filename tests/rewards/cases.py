@@ -34,6 +34,11 @@ class Case:
 
 
 CASES = {
+    "code": Case(
+        ["```python\nprint(1 + 2)\n```", "<answer>print(3)</answer>"],
+        columns={"tests": {"stdin_stdout": [{"stdin": "", "stdout": "3"}]}},
+        options={"backend": "unsafe_subprocess", "timeout_s": 20.0, "total_timeout_s": 20.0},
+    ),
     "exact": Case([GOLD]),
     "format_tags": Case(
         [GOLD, " <think> </think><answer>anything</answer>\n"], ["3"], ["", " \n", "<answer></answer>"], columns={}
