@@ -11,7 +11,6 @@ from typing import Any
 from rewards._columns import check_choice, from_json, is_number
 from rewards._item import Judgement, graded, item_reward, no_answer, unscorable
 from rewards._text import tagged
-from rlvr.errors import RewardError
 
 USES = ("exactly", "at_most")
 MAX_CHARACTERS = 500  # bounds the parser's nesting and the digits of every result
@@ -47,7 +46,7 @@ def countdown(
     check_choice("use", use, USES)
     given = numbers if numbers is not None else nums
     if given is None:
-        raise RewardError("reward `countdown` needs a column `numbers` (or `nums`), which the data set lacks; add it")
+        return unscorable("there are no numbers; add a column `numbers` (or `nums`)")
     try:
         pool = Counter(abs(_fraction(each)) for each in from_json(given))
         wanted = _fraction(target)

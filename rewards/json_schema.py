@@ -15,7 +15,6 @@ from referencing.exceptions import Unresolvable
 from rewards._columns import from_json
 from rewards._item import Judgement, graded, item_reward, no_answer, unscorable
 from rewards._text import tagged
-from rlvr.errors import RewardError
 
 FENCE = re.compile(r"^[ \t]*```[ \t]*([\w+-]*)[ \t]*$", re.MULTILINE)
 # Without a way to fetch, a reference to another document is an error instead of a download.
@@ -40,7 +39,7 @@ def json_schema(
     """
     wanted = schema if json_schema is None else json_schema
     if wanted is None:
-        raise RewardError("reward `json_schema` has no schema; add a column `json_schema` or `args: {schema: {...}}`")
+        return unscorable("there is no schema; add a column `json_schema` or `args: {schema: {...}}`")
     try:
         validator = _validator(wanted if isinstance(wanted, str) else json.dumps(wanted))
     except (ValueError, TypeError, SchemaError) as error:
