@@ -1,55 +1,20 @@
-"""Tiny models with random weights, saved as real ones are."""
-
-from pathlib import Path
+"""Models for the rewards that need one."""
 
 import pytest
-import torch
-import transformers
-from tokenizers import Tokenizer, decoders, models, pre_tokenizers
 
-POSITIONS = 256
-
-
-def byte_tokenizer() -> transformers.PreTrainedTokenizerFast:
-    alphabet = sorted(pre_tokenizers.ByteLevel.alphabet())
-    vocab = {token: i for i, token in enumerate(["<pad>", "<eos>", *alphabet])}
-    tokenizer = Tokenizer(models.BPE(vocab=vocab, merges=[]))
-    tokenizer.pre_tokenizer = pre_tokenizers.ByteLevel(add_prefix_space=False)
-    tokenizer.decoder = decoders.ByteLevel()
-    return transformers.PreTrainedTokenizerFast(tokenizer_object=tokenizer, pad_token="<pad>", eos_token="<eos>")
-
-
-def saved(folder: Path, kind: type, num_labels: int = 1) -> str:
-    tokenizer = byte_tokenizer()
-    config = transformers.LlamaConfig(
-        vocab_size=len(tokenizer),
-        hidden_size=16,
-        intermediate_size=32,
-        num_hidden_layers=2,
-        num_attention_heads=2,
-        num_key_value_heads=1,
-        max_position_embeddings=POSITIONS,
-        pad_token_id=tokenizer.pad_token_id,
-        eos_token_id=tokenizer.eos_token_id,
-        initializer_range=0.5,
-        num_labels=num_labels,
-    )
-    torch.manual_seed(num_labels)
-    kind(config).save_pretrained(folder)
-    tokenizer.save_pretrained(folder)
-    return str(folder)
+from tests.rewards.tiny_models import saved
 
 
 @pytest.fixture(scope="session")
 def classifier(tmp_path_factory: pytest.TempPathFactory) -> str:
-    return saved(tmp_path_factory.mktemp("classifier"), transformers.LlamaForSequenceClassification)
+    return saved(tmp_path_factory.mktemp("classifier"), "LlamaForSequenceClassification")
 
 
 @pytest.fixture(scope="session")
 def classifier_of_three(tmp_path_factory: pytest.TempPathFactory) -> str:
-    return saved(tmp_path_factory.mktemp("three"), transformers.LlamaForSequenceClassification, num_labels=3)
+    return saved(tmp_path_factory.mktemp("three"), "LlamaForSequenceClassification", num_labels=3)
 
 
 @pytest.fixture(scope="session")
 def language_model(tmp_path_factory: pytest.TempPathFactory) -> str:
-    return saved(tmp_path_factory.mktemp("lm"), transformers.LlamaForCausalLM)
+    return saved(tmp_path_factory.mktemp("lm"), "LlamaForCausalLM")

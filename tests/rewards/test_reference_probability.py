@@ -17,7 +17,7 @@ from rewards.reference_probability import (
     reference_probability,
 )
 from rlvr.errors import RewardError
-from tests.rewards.conftest import POSITIONS
+from tests.rewards.tiny_models import POSITIONS
 
 TOKENS = [math.log(0.5), math.log(0.25), math.log(0.75)]
 

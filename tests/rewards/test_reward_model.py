@@ -10,7 +10,7 @@ import transformers
 from rewards.process import clip_delta
 from rewards.reward_model import rm
 from rlvr.errors import RewardError
-from tests.rewards.conftest import POSITIONS, saved
+from tests.rewards.tiny_models import POSITIONS, saved
 
 PROMPTS = ["What is 1 + 2? ", "Say a long sentence about the sea. ", "?"]
 COMPLETIONS = ["It is 3.", "The sea is wide, and deep, and mostly water.", ""]
@@ -64,7 +64,7 @@ def test_steps_are_scored_up_to_their_end_and_refined(classifier: str) -> None:
 
 
 def test_chat_template_writes_the_text_where_there_is_one(tmp_path: Path) -> None:
-    path = saved(tmp_path, transformers.LlamaForSequenceClassification)
+    path = saved(tmp_path, "LlamaForSequenceClassification")
     tokenizer = transformers.AutoTokenizer.from_pretrained(path)
     tokenizer.chat_template = "{% for m in messages %}[{{ m.role }}]{{ m.content }}{% endfor %}"
     tokenizer.save_pretrained(path)
@@ -76,7 +76,7 @@ def test_chat_template_writes_the_text_where_there_is_one(tmp_path: Path) -> Non
 
 
 def test_score_that_is_no_number_is_no_verdict(tmp_path: Path) -> None:
-    path = saved(tmp_path, transformers.LlamaForSequenceClassification)
+    path = saved(tmp_path, "LlamaForSequenceClassification")
     model = transformers.AutoModelForSequenceClassification.from_pretrained(path)
     torch.nn.init.constant_(model.score.weight, float("nan"))
     model.save_pretrained(path)
