@@ -71,6 +71,18 @@ def test_schema_at_fault_has_no_verdict(schema: Any, reason: str) -> None:
     assert reason in verdict.reason
 
 
+def test_reference_to_another_document_is_not_fetched(monkeypatch: pytest.MonkeyPatch) -> None:
+    fetched: list[Any] = []
+    monkeypatch.setattr("urllib.request.urlopen", lambda *args, **_: fetched.append(args))
+    assert json_schema([GOOD], json_schema=[{"$ref": "https://example.com/schema.json"}]) == [None]
+    assert fetched == []
+
+
+@pytest.mark.parametrize("text", ["NaN", "Infinity", "-Infinity", "[NaN]"])
+def test_what_only_python_reads_is_not_json(text: str) -> None:
+    assert json_schema.judge(text, {}).status is Status.NO_ANSWER
+
+
 def test_schema_keeps_its_own_draft() -> None:
     # In draft 4 exclusiveMinimum is a truth value, since draft 6 a number.
     draft = {"$schema": "http://json-schema.org/draft-04/schema#", "minimum": 3, "exclusiveMinimum": True}
