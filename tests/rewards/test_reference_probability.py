@@ -2,6 +2,7 @@
 
 import math
 from collections.abc import Sequence
+from pathlib import Path
 from typing import Any
 
 import pytest
@@ -17,7 +18,7 @@ from rewards.reference_probability import (
     reference_probability,
 )
 from rlvr.errors import RewardError
-from tests.rewards.tiny_models import POSITIONS
+from tests.rewards.tiny_models import POSITIONS, saved_gpt2
 
 TOKENS = [math.log(0.5), math.log(0.25), math.log(0.75)]
 
@@ -72,8 +73,9 @@ def test_std_filter_averages_from_step_6_and_filters_from_step_11() -> None:
 
 def test_std_filter_goes_on_where_it_stopped() -> None:
     whole, first = StdFilter(), StdFilter()
-    steps = [[0.1 * step, 0.3] for step in range(16)]
+    steps = [[0.1 * step, 0.1] for step in range(16)]
     expected = [whole.keep(deviations) for deviations in steps]
+    assert expected[10:] == [[True, False]] * 6
     got = [first.keep(deviations) for deviations in steps[:8]]
     second = StdFilter()
     second.load_state_dict(first.state_dict())
@@ -129,11 +131,15 @@ def alone(path: str, text: str, target: str) -> list[float]:
 
 
 @pytest.mark.parametrize("batch_size", [1, 3])
-def test_model_scores_each_text_as_if_alone(language_model: str, batch_size: int) -> None:
+@pytest.mark.parametrize("absolute_positions", [False, True])
+def test_model_scores_each_text_as_if_alone(
+    language_model: str, tmp_path: Path, batch_size: int, absolute_positions: bool
+) -> None:
+    path = saved_gpt2(tmp_path) if absolute_positions else language_model
     texts, targets = ["short", "a much longer text before it", "x"], ["3", "42", "a long reference answer"]
-    got = ModelScorer(language_model, "cpu", "auto", batch_size, "auto").score_tokens(texts, targets)
+    got = ModelScorer(path, "cpu", "auto", batch_size, "auto").score_tokens(texts, targets)
     for values, text, target in zip(got, texts, targets, strict=True):
-        assert values == pytest.approx(alone(language_model, text, target), abs=1e-4)
+        assert values == pytest.approx(alone(path, text, target), abs=1e-4)
 
 
 def test_model_drops_the_beginning_of_a_text_that_is_too_long(language_model: str) -> None:

@@ -35,7 +35,27 @@ def saved(folder: Path, kind: str, num_labels: int = 1) -> str:
         initializer_range=0.5,
         num_labels=num_labels,
     )
-    torch.manual_seed(num_labels)
-    getattr(transformers, kind)(config).save_pretrained(folder)
+    return _write(folder, getattr(transformers, kind), config, tokenizer, seed=num_labels)
+
+
+def saved_gpt2(folder: Path) -> str:
+    """A language model that tells absolute positions apart, as rotary embeddings do not."""
+    tokenizer = byte_tokenizer()
+    config = transformers.GPT2Config(
+        vocab_size=len(tokenizer),
+        n_embd=16,
+        n_layer=2,
+        n_head=2,
+        n_positions=POSITIONS,
+        pad_token_id=tokenizer.pad_token_id,
+        eos_token_id=tokenizer.eos_token_id,
+        initializer_range=0.5,
+    )
+    return _write(folder, transformers.GPT2LMHeadModel, config, tokenizer, seed=0)
+
+
+def _write(folder: Path, kind: type, config: object, tokenizer: transformers.PreTrainedTokenizerFast, seed: int) -> str:
+    torch.manual_seed(seed)
+    kind(config).save_pretrained(folder)
     tokenizer.save_pretrained(folder)
     return str(folder)
