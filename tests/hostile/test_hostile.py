@@ -38,6 +38,28 @@ def test_program_that_takes_too_much_or_crashes_gets_nothing(arena: Arena, name:
     assert judgement.status in (Status.WRONG, Status.TIMEOUT)
 
 
+def test_memory_is_limited(arena: Arena) -> None:
+    judgement = arena.judge(FAILING["allocates 10 GB"], IO, timeout_s=20.0)
+    assert "MemoryError" in judgement.reason
+
+
+def test_output_is_cut_while_it_is_read(arena: Arena) -> None:
+    judgement = arena.judge(FAILING["prints forever"], IO, timeout_s=20.0)
+    assert judgement.status is Status.WRONG
+    assert "printed too much" in judgement.reason
+
+
+def test_memory_of_the_tests_is_closed(arena: Arena) -> None:
+    program = """
+import os
+def look(name):
+    try: return len(open(f'/proc/{os.getppid()}/{name}', 'rb').read(1))
+    except OSError as error: return type(error).__name__
+"""
+    tests = {"unit": "assert [look(name) for name in ('mem', 'environ', 'maps')] == ['PermissionError'] * 3"}
+    assert arena.judge(program, tests, timeout_s=10.0).value == 1.0
+
+
 @pytest.mark.parametrize("name", LEAVING)
 def test_nothing_is_left_of_a_program(arena: Arena, name: str) -> None:
     assert arena.judge(LEAVING[name], IO).value in (0.0, 1.0)
@@ -152,8 +174,11 @@ def test_program_dies_with_the_process_that_judges(arena: Arena) -> None:
     )
     judge = subprocess.Popen([sys.executable, "-c", program], stderr=subprocess.DEVNULL)
     try:
-        # Sandbox or supervisor, the program, and its detached child.
-        wait_until(lambda: len(processes_with(arena.token)) >= 4)
+        # Supervisor or the two processes of the sandbox, the program, its detached child, and the judge's arguments.
+        count = 5 if arena.backend == "bubblewrap" else 4
+        wait_until(lambda: len(processes_with(arena.token)) == count)
+        time.sleep(0.5)
+        assert len(processes_with(arena.token)) == count
     finally:
         judge.kill()
         judge.wait()

@@ -107,6 +107,7 @@ def test_server_runs_every_kind_of_test() -> None:
     "answer",
     [
         (500, b"broken"),
+        (500, {"status": "Success", "run_result": {"status": "Finished", "return_code": 0, "stdout": "3"}}),
         (404, b""),
         (422, b"{}"),
         (200, b"no json"),
