@@ -9,7 +9,7 @@ from collections.abc import Sequence
 from dataclasses import dataclass
 from typing import Any
 
-from sympy import Add, Float, Mul, Pow, Rational, UnevaluatedExpr, factorial
+from sympy import Add, Float, Mul, NumberSymbol, Pow, Rational, UnevaluatedExpr, factorial
 
 HUGE_BITS = 2.0**24  # an integer of more bits is not worth computing
 MAX_EXPONENT = 900.0  # 2 to more than this is no float: only bounded from below by 2^900, from above not at all
@@ -40,7 +40,10 @@ def is_far_larger(found: Sequence[Any], wanted: Sequence[Any]) -> bool:
 def _is_moderate(number: Any) -> bool:
     if isinstance(number, Float):
         return math.isfinite(float(number))
-    return isinstance(number, Rational) and int(number.p).bit_length() < HUGE_BITS / 10
+    if isinstance(number, Rational):
+        return int(number.p).bit_length() < HUGE_BITS / 10
+    size = size_of(number)
+    return size is not None and size.high < HUGE_BITS / 10
 
 
 def size_of(expression: Any, depth: int = MAX_DEPTH) -> Size | None:
@@ -51,6 +54,8 @@ def size_of(expression: Any, depth: int = MAX_DEPTH) -> Size | None:
     if isinstance(expression, Rational) and expression.p != 0:
         logarithm = math.log2(abs(int(expression.p))) - math.log2(int(expression.q))
         size = Size(1 if expression.p > 0 else -1, logarithm, logarithm)
+    elif isinstance(expression, NumberSymbol):  # such as pi
+        size = Size(1, math.log2(float(expression)), math.log2(float(expression)))
     elif isinstance(expression, UnevaluatedExpr):
         size = size_of(expression.args[0], depth - 1)
     elif isinstance(expression, Mul):

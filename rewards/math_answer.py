@@ -13,6 +13,17 @@ from rewards._plain_numbers import last_box, plain_number, same_number
 from rewards._sizes import is_far_larger
 
 EXTRACTION = (LatexExtractionConfig(boxed_match_priority=0), ExprExtractionConfig())
+# Only what is in a box, so that a box that does not parse is not passed over.
+IN_BOX = (LatexExtractionConfig(boxed_match_priority=0, try_extract_without_anchor=False),)
+# One question for each kind of comparison.
+PREPARATION = (
+    ("\\frac{2}{4}\\sqrt{3}", "\\frac{\\sqrt{3}}{2}"),
+    ("x^2+3x+2", "(x+1)(x+2)"),
+    ("\\{1,2\\}", "\\{2,3\\}"),
+    ("(1,2]", "(1,3]"),
+    ("x=1", "y=2"),
+    ("2\\pi+1", "7.28"),
+)
 
 # That its own time limits are off is by intent; both loggers say so at the first call.
 for _name in ("math_verify.parser", "math_verify.grader"):
@@ -21,6 +32,11 @@ for _name in ("math_verify.parser", "math_verify.grader"):
 
 class MathReward(ItemReward):
     """An `ItemReward` whose reference is a bare expression, which is no answer outside a box."""
+
+    def prepare(self) -> None:
+        """Makes math-verify compile its patterns and sympy load its parts, before workers are forked."""
+        for found, gold in PREPARATION:
+            self.judge(f"\\boxed{{{found}}}", gold)
 
     def gold_text(self, answer: str, options: Mapping[str, Any]) -> str:
         """The reference as a completion that gives it."""
@@ -48,8 +64,8 @@ def math(text: str, answer: str | float) -> Judgement:
     expressions = _parsed_gold(gold)
     if not expressions:
         return unscorable(f"the answer {gold[:80]!r} is not an expression")
-    if box is not None and box == last_box(_as_latex(gold)):
-        return graded(float(_equals_itself(gold)))
+    if box is not None and box == last_box(_as_latex(gold)) and (equals_itself := _equals_itself(gold)) is not None:
+        return graded(float(equals_itself))
     answers = _parsed(found)
     if not answers:
         return no_answer("no expression")
@@ -64,13 +80,15 @@ def _parsed_gold(gold: str) -> list[Any]:
 
 
 @lru_cache(maxsize=4096)
-def _equals_itself(gold: str) -> bool:
-    """What math-verify says when the same characters are in both boxes; not always True."""
+def _equals_itself(gold: str) -> bool | None:
+    """What math-verify says of two boxes of the same characters, not always True; None unless it looks just there."""
+    if "answer" in gold.lower() or not _parsed(_as_latex(gold), IN_BOX):
+        return None
     return bool(verify(_parsed_gold(gold), _parsed(_as_latex(gold)), timeout_seconds=None))
 
 
-def _parsed(text: str) -> list[Any]:
-    parsed: list[Any] = parse(text, EXTRACTION, fallback_mode="no_fallback", parsing_timeout=None)
+def _parsed(text: str, extraction: tuple[Any, ...] = EXTRACTION) -> list[Any]:
+    parsed: list[Any] = parse(text, extraction, fallback_mode="no_fallback", parsing_timeout=None)
     return parsed
 
 

@@ -14,6 +14,7 @@ from types import ModuleType
 from typing import Any
 
 from rewards import REGISTRY
+from rewards._item import ItemReward
 from rlvr.config.problems import nearest
 from rlvr.errors import RewardError
 
@@ -108,7 +109,8 @@ def file_module(file: str, use: str, base_dir: Path) -> ModuleType:
 def _member(module: ModuleType, name: str, use: str) -> Any:
     members = vars(module)
     if name not in members:
-        own = [each for each, value in members.items() if inspect.isfunction(value) and not each.startswith("_")]
+        kinds = [each for each, value in members.items() if inspect.isfunction(value) or isinstance(value, ItemReward)]
+        own = [each for each in kinds if members[each].__module__ == module.__name__ and not each.startswith("_")]
         advice = nearest(name, own, f"its functions are {', '.join(own)}") if own else "it defines no function"
         raise RewardError(f"reward {use!r}: the module has no function {name!r}; {advice}")
     return members[name]

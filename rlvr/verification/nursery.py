@@ -19,7 +19,7 @@ from pathlib import Path
 from typing import Any, NoReturn
 
 from rewards._item import ItemReward
-from rlvr.verification.tasks import RewardSpec, one_line, perform, resolve
+from rlvr.verification.tasks import Prepares, RewardSpec, one_line, perform, resolve
 
 PR_SET_PDEATHSIG = 1
 POLL_SECONDS = 1.0  # how often the nursery looks whether its parent is still there
@@ -71,7 +71,9 @@ class Nursery:
     def _load(self, spec: RewardSpec) -> str | None:
         """Why the reward cannot be loaded, None when it is."""
         try:
-            self.rewards[spec] = resolve(spec)
+            reward = self.rewards[spec] = resolve(spec)
+            if isinstance(reward, Prepares):
+                reward.prepare()
         except BaseException as error:  # noqa: BLE001 - the user's module may raise anything, and the parent reports it
             return one_line(error)
         gc.collect()

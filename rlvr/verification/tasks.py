@@ -11,7 +11,7 @@ from dataclasses import dataclass
 from functools import partial
 from numbers import Real
 from pathlib import Path
-from typing import Any
+from typing import Any, Protocol, runtime_checkable
 
 from rewards._item import ItemReward, Judgement, Status
 from rlvr.errors import RewardError
@@ -45,6 +45,14 @@ class RewardSpec:
     module: str
     name: str
     file: str | None  # given where the module cannot be imported by its name
+
+
+@runtime_checkable
+class Prepares(Protocol):
+    """A reward that can do once, before workers are forked, what each of them would have to do."""
+
+    def prepare(self) -> None:
+        """Loads and compiles what judgements need."""
 
 
 def spec_of(reward: ItemReward) -> RewardSpec:
