@@ -1,22 +1,21 @@
 """The answer, character for character."""
 
-from collections.abc import Sequence
-from typing import Any
+from rewards._columns import as_text, not_text
+from rewards._item import Judgement, graded, item_reward, no_answer, unscorable
+from rewards._text import tagged
 
-from rewards._text import Completion, tagged, text_of
 
+@item_reward
+def exact(text: str, answer: str, *, tag: str | None = "answer") -> Judgement:
+    """1 where the text in the last `<tag>...</tag>` is the answer, outer blanks aside; else 0.
 
-def exact(
-    completions: Sequence[Completion], answer: Sequence[str], tag: str | None = "answer", **_: Any
-) -> list[float | None]:
-    """1.0 where the text in the last `<tag>...</tag>` is the answer, outer blanks aside.
-
-    `tag: null` takes the whole text. An empty gold answer gives no verdict.
+    `tag: null` takes the whole text. A number as the gold answer is compared as Python writes it; an empty gold answer
+    gives no verdict.
     """
-    return [
-        _score(text_of(completion), gold.strip(), tag) for completion, gold in zip(completions, answer, strict=True)
-    ]
-
-
-def _score(text: str, gold: str, tag: str | None) -> float | None:
-    return float(tagged(text, tag) == gold) if gold else None
+    gold = as_text(answer)
+    if gold is None:
+        return unscorable(not_text("answer", answer))
+    found = tagged(text, tag)
+    if not found:
+        return no_answer(f"nothing in <{tag}>" if tag else "no text")
+    return graded(float(found == gold))

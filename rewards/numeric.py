@@ -1,11 +1,11 @@
 """Numbers compared by value."""
 
 import re
-from collections.abc import Sequence
 from decimal import Context, Decimal, localcontext
-from typing import Any
 
-from rewards._text import Completion, tagged, text_of
+from rewards._columns import as_text, not_text
+from rewards._item import Judgement, graded, item_reward, no_answer, unscorable
+from rewards._text import tagged
 
 # A minus sign belongs to the number unless something to subtract from stands before it.
 NUMBER = re.compile(r"(?:(?<![\w.)])[+-])?(?:(?:\d{1,3}(?:,\d{3})+(?!\d)|\d+)(?:\.\d+)?|\.\d+)(?:[eE][+-]?\d+)?")
@@ -13,32 +13,22 @@ NUMBER = re.compile(r"(?:(?<![\w.)])[+-])?(?:(?:\d{1,3}(?:,\d{3})+(?!\d)|\d+)(?:
 CONTEXT = Context(prec=60, traps=[])
 
 
-def numeric(
-    completions: Sequence[Completion],
-    answer: Sequence[str],
-    tag: str | None = "answer",
-    tolerance: float = 0.0,
-    **_: Any,
-) -> list[float | None]:
-    """1.0 where the last number in the last `<tag>...</tag>` is within `tolerance` of the answer.
+@item_reward
+def numeric(text: str, answer: str | float, *, tag: str | None = "answer", tolerance: float = 0.0) -> Judgement:
+    """1 where the last number in the last `<tag>...</tag>` is at most `tolerance` away from the answer.
 
     `tag: null` takes the last number of the whole text. A gold answer that is not a number gives no verdict.
     """
-    return [
-        _score(text_of(completion), gold, tag, tolerance) for completion, gold in zip(completions, answer, strict=True)
-    ]
-
-
-def _score(text: str, gold: str, tag: str | None, tolerance: float) -> float | None:
-    wanted = NUMBER.fullmatch(_plain(gold))
+    gold = as_text(answer)
+    wanted = None if gold is None else NUMBER.fullmatch(_plain(gold))
     if wanted is None:
-        return None
+        return unscorable(not_text("answer", answer) if gold is None else f"the answer {gold[:80]!r} is not a number")
     found = NUMBER.findall(_plain(tagged(text, tag) or ""))
     if not found:
-        return 0.0
+        return no_answer(f"no number in <{tag}>" if tag else "no number")
     with localcontext(CONTEXT):
         difference = abs(_value(found[-1]) - _value(wanted[0]))
-        return float(difference <= Decimal(str(tolerance)))
+        return graded(float(difference <= Decimal(str(tolerance))))
 
 
 def _plain(text: str) -> str:

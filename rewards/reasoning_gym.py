@@ -1,13 +1,14 @@
 """The scorers that come with the tasks of reasoning-gym."""
 
 import json
-from collections.abc import Callable, Mapping, Sequence
+from collections.abc import Callable, Mapping
 from functools import cache
 from typing import Any
 
 from reasoning_gym import get_score_answer_fn
 
-from rewards._text import Completion, tagged, text_of
+from rewards._item import Judgement, graded, item_reward, no_answer
+from rewards._text import tagged
 
 Entry = Mapping[str, Any]
 Scorer = Callable[[str, Entry], float]
@@ -18,40 +19,34 @@ TASKS_WITH_TUPLES = frozenset({"arc_agi", "rearc"})
 UNREADABLE = (ValueError, TypeError, AttributeError, LookupError, ArithmeticError, SyntaxError, RecursionError)
 
 
+@item_reward
 def reasoning_gym(
-    completions: Sequence[Completion],
-    answer: Sequence[str],
-    metadata: Sequence[str | Mapping[str, Any]],
-    task: Sequence[str] | None = None,
+    text: str,
+    answer: str,
+    metadata: str | Mapping[str, Any],
+    task: str | None = None,
+    *,
     tag: str | None = "answer",
-    **_: Any,
-) -> list[float | None]:
-    """The task's own score, 0.0 to 1.0, of the text in the last `<tag>...</tag>`; 0.0 where there is no such text.
+) -> Judgement:
+    """The task's own score, 0 to 1, of the text in the last `<tag>...</tag>`; 0 where there is no such text.
 
     The task is `source_dataset` in the metadata, else the column `task`. Some scorers evaluate the text as an
-    expression, in this process and without a time limit. Raises what the scorer raises on an entry it cannot use.
+    expression, without a time limit: isolation is the caller's. Raises what the scorer raises on an entry at fault.
     """
-    scores: list[float | None] = []
-    for index, completion in enumerate(completions):
-        raw = metadata[index]
-        details = json.loads(raw) if isinstance(raw, str) else raw
-        name = details["source_dataset"] if task is None else details.get("source_dataset", task[index])
-        details = _as_tuples(details) if name in TASKS_WITH_TUPLES else details
-        entry = {"answer": answer[index], "metadata": details}
-        scores.append(_score(_scorer(name), tagged(text_of(completion), tag), entry))
-    return scores
-
-
-def _score(scorer: Scorer, text: str | None, entry: Entry) -> float:
+    details = json.loads(metadata) if isinstance(metadata, str) else metadata
+    name = details["source_dataset"] if task is None else details.get("source_dataset", task)
+    scorer = _scorer(name)
+    entry: Entry = {"answer": answer, "metadata": _as_tuples(details) if name in TASKS_WITH_TUPLES else details}
+    found = tagged(text, tag)
     # Some scorers give a little to any text, even to none.
-    if not text:
-        return 0.0
+    if not found:
+        return no_answer(f"nothing in <{tag}>" if tag else "no text")
     try:
-        return float(scorer(text, entry))
+        return graded(float(scorer(found, entry)))
     except UNREADABLE:
         # An entry at fault fails with its own answer as well, and then the error is the user's to see.
         scorer(entry["answer"], entry)
-        return 0.0
+        return graded(0.0)
 
 
 @cache

@@ -65,7 +65,7 @@ def run_recipe(loaded: LoadedRecipe, resume: bool) -> Path:
         for name, source in loaded.recipe.evaluation.sets.items()
     }
     functions = [
-        RewardFunction(config.label, config.weight, load_reward(config.use, config.args, loaded.base_dir))
+        RewardFunction(config.label, config.weight, load_reward(config.use, config.args, loaded.base_dir), config.clip)
         for config in loaded.recipe.rewards.functions
     ]
     evaluation = EvaluationCallback(

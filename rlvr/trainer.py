@@ -49,6 +49,7 @@ from rlvr.ops.support import Support, SupportLogprobs
 from rlvr.ops.token_stats import LOGPROBS, StatsRequest, TokenStats
 from rlvr.policy import attach_token_stats, completion_stats, read_completions
 from rlvr.reporting.completions import completions_table
+from rlvr.reporting.metrics import mean_shares
 from rlvr.reporting.step_sums import StepSums
 from rlvr.rollout import make_rollouts
 from rlvr.types import Microbatch, Rollouts, ScoredRollouts, TrainRow
@@ -136,8 +137,8 @@ class RLVRTrainer(GRPOTrainer):
         with self._timed("verify"):
             verdicts = verify(
                 self.reward_functions,
-                self.rewards_config.verifier_name,
-                self.rewards_config.correct_at,
+                self.rewards_config,
+                step=self.state.global_step,
                 prompts=rollouts.prompts,
                 completions=rollouts.completions,
                 completion_ids=rollouts.completion_ids,
@@ -146,6 +147,7 @@ class RLVRTrainer(GRPOTrainer):
                 log_extra=self._log_completion_extra,
                 log_metric=self._log_metric,
             )
+        self._record(mean_shares(self.accelerator, verdicts))
         return ScoredRollouts(rollouts, verdicts)
 
     def reward_penalties(self, rollouts: Rollouts) -> list[Tensor]:

@@ -4,29 +4,14 @@
 """
 
 from collections.abc import Mapping
-from math import inf
 from typing import Annotated, Any, Literal, Self
 
-from pydantic import Field, PlainValidator, model_validator
+from pydantic import Field, model_validator
 
-from rlvr.config.problems import Problem, misfit
+from rlvr.config.problems import Problem
+from rlvr.config.schedules import Coefficient
 from rlvr.config.section import Section
 
-
-def _coefficient(value: Any) -> float | dict[int, float]:
-    """A number of at least 0, or a mapping of steps to such numbers. Raises Problem for anything else."""
-
-    def is_number(entry: Any) -> bool:
-        return isinstance(entry, int | float) and not isinstance(entry, bool) and 0 <= entry < inf
-
-    if is_number(value):
-        return float(value)
-    if isinstance(value, dict) and value and all(type(k) is int and k >= 0 and is_number(v) for k, v in value.items()):
-        return {step: float(number) for step, number in value.items()}
-    raise Problem("", misfit(value, "a number of at least 0, or a mapping {step: number}"))
-
-
-Coefficient = Annotated[float | dict[int, float], PlainValidator(_coefficient)]
 Share = Annotated[float, Field(gt=0, le=1)]
 
 

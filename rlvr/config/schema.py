@@ -3,6 +3,7 @@
 Values are not coerced ("8" is not 8), and every rule that ties keys together raises `Problem` with the key to mend.
 """
 
+import os
 from collections import Counter
 from dataclasses import fields
 from typing import Any, Literal, Self
@@ -23,6 +24,7 @@ from rlvr.config.presets import (
 )
 from rlvr.config.problems import Problem, nearest
 from rlvr.config.regularizers import RegularizersConfig
+from rlvr.config.schedules import Bounds, Weight
 from rlvr.config.section import Section
 
 
@@ -66,13 +68,19 @@ class RewardFunctionConfig(Section):
 
     use: str = Field(min_length=1)
     name: str | None = Field(default=None, min_length=1)
-    weight: float = 1.0
+    weight: Weight = 1.0  # in the total: a number, or a schedule {step: number}
+    clip: Bounds = None  # [low, high] that its value is held to in the total
     args: dict[str, Any] = Field(default={})  # keyword arguments
 
     @property
     def label(self) -> str:
         """The name in metrics, tables and `rewards.verifier`."""
         return self.name or self.use.rpartition(":")[2]
+
+
+def default_workers() -> int:
+    """4, or the number of processors where there are fewer; results do not depend on it."""
+    return min(4, os.cpu_count() or 1)
 
 
 class RewardsConfig(Section):
@@ -82,6 +90,13 @@ class RewardsConfig(Section):
     verifier: str | None = None
     correct_at: float = 1.0  # a completion is right when the verifier's value is at least this
     max_unscorable: float = Field(default=0.5, ge=0, le=1)  # share of a step without a verdict above which a run aborts
+    gate: str | None = None  # label of the function below whose `gate_at` the total is 0
+    gate_at: float = 1.0
+    workers: int = Field(default_factory=default_workers, ge=0)  # processes per process of the run; 0: judge in it
+    timeout_s: float = Field(default=5.0, gt=0)  # per judgement
+    memory_mb: int = Field(default=1024, ge=64)  # per worker, beyond the imported rewards
+    async_concurrency: int = Field(default=64, ge=1)  # judgements at once
+    async_timeout_s: float = Field(default=60.0, gt=0)  # for all asynchronous judgements of a step together
 
     @property
     def verifier_name(self) -> str:
@@ -94,9 +109,12 @@ class RewardsConfig(Section):
         label, count = Counter(labels).most_common(1)[0]
         if count > 1:
             raise Problem("functions", f"{count} functions are called {label!r}; give each its own `name`")
-        if self.verifier is not None and self.verifier not in labels:
-            advice = nearest(self.verifier, labels, f"the labels are {', '.join(labels)}")
-            raise Problem("verifier", f"no reward function is called {self.verifier!r}; {advice}")
+        for key, wanted in (("verifier", self.verifier), ("gate", self.gate)):
+            if wanted is not None and wanted not in labels:
+                advice = nearest(wanted, labels, f"the labels are {', '.join(labels)}")
+                raise Problem(key, f"no reward function is called {wanted!r}; {advice}")
+        if self.gate is None and self.gate_at != 1.0:
+            raise Problem("gate_at", "has no effect without a gate; set gate, or remove it")
         return self
 
 

@@ -124,8 +124,7 @@ def _estimate(values: Sequence[float], seed: int) -> Estimate:
 def _judge(rollouts: Rollouts, functions: Sequence[RewardFunction], rewards: RewardsConfig) -> Any:
     return verify(
         functions,
-        rewards.verifier_name,
-        rewards.correct_at,
+        rewards,
         prompts=rollouts.prompts,
         completions=rollouts.completions,
         completion_ids=rollouts.completion_ids,

@@ -3,7 +3,11 @@
 from collections.abc import Sequence
 
 import torch
+from accelerate import Accelerator
 from torch import Tensor
+
+from rlvr.gathering import gather_floats
+from rlvr.verification import Verdicts
 
 
 def rollout_metrics(
@@ -40,6 +44,13 @@ def rollout_metrics(
     metrics["groups/solved_frac"] = (pass_rates == 1).float().mean().item()
     metrics["groups/unsolved_frac"] = (pass_rates == 0).float().mean().item()
     return metrics
+
+
+def mean_shares(accelerator: Accelerator, verdicts: Verdicts) -> dict[str, float]:
+    """How the verifier came to its verdicts: shares of the completions of all ranks."""
+    shares = verdicts.shares()
+    means = gather_floats(accelerator, list(shares.values())).mean(dim=0).tolist()
+    return dict(zip(shares, means, strict=True))
 
 
 def _std(values: Tensor) -> float:

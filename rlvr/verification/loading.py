@@ -14,11 +14,14 @@ from types import ModuleType
 from typing import Any
 
 from rewards import REGISTRY
+from rewards._item import ItemReward
 from rlvr.config.problems import nearest
 from rlvr.errors import RewardError
 
 ENTRY_POINT_GROUP = "rlvr.rewards"
 GIVEN_BY_TRAINER = ("prompts", "completions", "completion_ids", "trainer_state", "log_extra", "log_metric")
+
+FILE_MODULE_PREFIX = "rlvr_reward_"
 
 Reward = Callable[..., Any]
 
@@ -46,7 +49,7 @@ def describe_rewards() -> dict[str, str]:
 def _resolve(use: str, base_dir: Path) -> Any:
     target, colon, function = use.rpartition(":")
     if target.endswith(".py"):
-        return _member(_file_module(target, use, base_dir), function, use)
+        return _member(file_module(target, use, base_dir), function, use)
     if colon:
         return _from_module(use, use)
     if use.endswith(".py"):
@@ -79,14 +82,15 @@ def _from_module(target: str, use: str) -> Any:
     return _member(module, function, use)
 
 
-def _file_module(file: str, use: str, base_dir: Path) -> ModuleType:
+def file_module(file: str, use: str, base_dir: Path) -> ModuleType:
+    """The module in a file, executed once per process. Raises RewardError when there is no such file."""
     candidates = [folder / Path(file).expanduser() for folder in (base_dir, Path.cwd())]
     found = [path.resolve() for path in candidates if path.is_file()]
     if not found:
         folders = " or ".join(dict.fromkeys(str(path.parent) for path in candidates))
         raise RewardError(f"reward {use!r}: there is no file {Path(file).name} in {folders}; check the path")
     # Two files of one name are two modules, and a file that two rewards use is loaded once.
-    name = f"rlvr_reward_{found[0].stem}_{hashlib.sha256(str(found[0]).encode()).hexdigest()[:8]}"
+    name = f"{FILE_MODULE_PREFIX}{found[0].stem}_{hashlib.sha256(str(found[0]).encode()).hexdigest()[:8]}"
     if name in sys.modules:
         return sys.modules[name]
     spec = importlib.util.spec_from_file_location(name, found[0])
@@ -105,7 +109,8 @@ def _file_module(file: str, use: str, base_dir: Path) -> ModuleType:
 def _member(module: ModuleType, name: str, use: str) -> Any:
     members = vars(module)
     if name not in members:
-        own = [each for each, value in members.items() if inspect.isfunction(value) and not each.startswith("_")]
+        kinds = [each for each, value in members.items() if inspect.isfunction(value) or isinstance(value, ItemReward)]
+        own = [each for each in kinds if members[each].__module__ == module.__name__ and not each.startswith("_")]
         advice = nearest(name, own, f"its functions are {', '.join(own)}") if own else "it defines no function"
         raise RewardError(f"reward {use!r}: the module has no function {name!r}; {advice}")
     return members[name]

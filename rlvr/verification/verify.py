@@ -1,26 +1,16 @@
 """What every reward function says about every completion, and what follows from it."""
 
-import asyncio
-import inspect
-import math
-from collections.abc import Callable, Coroutine, Iterable, Mapping, Sequence
-from concurrent.futures import ThreadPoolExecutor
-from dataclasses import dataclass
-from functools import partial
-from numbers import Real
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass, field
 from typing import Any
 
+from rewards._item import Status
 from rlvr.config.schema import RewardsConfig
-from rlvr.errors import RewardError, RunAborted
-
-
-@dataclass(frozen=True)
-class RewardFunction:
-    """A reward function with its label and its weight in the total."""
-
-    name: str
-    weight: float
-    function: Callable[..., Any]
+from rlvr.errors import RunAborted
+from rlvr.schedule import value_at
+from rlvr.verification.asynchronous import AsyncLimits
+from rlvr.verification.calling import Column, RewardFunction, call_all
+from rlvr.verification.judging import shared_judge
 
 
 @dataclass(frozen=True)
@@ -28,127 +18,98 @@ class Verdicts:
     """Scores of B completions by R reward functions; None stands for no verdict."""
 
     names: tuple[str, ...]  # [R]
-    components: list[list[float | None]]  # [B][R]
+    components: list[list[float | None]]  # [B][R] as the functions return them
     rewards: list[float | None]  # [B] weighted total
     outcomes: list[float | None]  # [B] 1.0 right, 0.0 wrong
+    statuses: list[Status] = field(default_factory=list)  # [B] the verifier's; by default what the outcomes say
+    cached: list[bool] = field(default_factory=list)  # [B] whether the verifier knew it from an equal question
+
+    def __post_init__(self) -> None:
+        if not self.statuses:
+            object.__setattr__(self, "statuses", [_status(outcome) for outcome in self.outcomes])
+        if not self.cached:
+            object.__setattr__(self, "cached", [False] * len(self.outcomes))
+
+    def shares(self) -> dict[str, list[float]]:
+        """[B] zeros and ones by metric, whose mean over all ranks is to be logged."""
+        flags = {
+            f"verify/{status.value}_frac": [float(each is status) for each in self.statuses]
+            for status in (Status.TIMEOUT, Status.ERROR, Status.NO_ANSWER)
+        }
+        return flags | {"verify/cache_hit_frac": [float(each) for each in self.cached]}
 
 
 def verify(
     functions: Sequence[RewardFunction],
-    verifier: str,
-    correct_at: float,
+    config: RewardsConfig,
     *,
+    step: int = 0,
     prompts: Sequence[Any],
     completions: Sequence[Any],
     completion_ids: Sequence[Sequence[int]],
     columns: Mapping[str, Sequence[Any]],
     **extra: Any,
 ) -> Verdicts:
-    """Calls every function once on all B completions; asynchronous ones run concurrently, after the others.
+    """Calls every function on all B completions.
 
-    A completion is right when the component of the function labelled `verifier` is at least `correct_at`. Where that
-    component is None the completion is unscorable: no reward, no outcome. Other components that are None count as 0.
+    An `ItemReward` is judged by the workers of `config` (see `rlvr.verification.judging`), a plain function is called
+    once here, asynchronous ones run concurrently (see `rlvr.verification.asynchronous`), after the others.
+
+    A completion is right when the component of the function labelled `config.verifier_name` is at least
+    `config.correct_at`. Where that component is None the completion is unscorable: no reward, no outcome. Other
+    components that are None count as 0. The total is the sum of weight at `step` x clipped component, 0 where the
+    component of `config.gate` is None or below `config.gate_at`.
+
     A function gets what its signature takes of the columns, the batch and `extra`; arguments bound to it win over
-    columns. Raises RewardError when a function breaks its contract; what it raises itself is raised unchanged.
+    columns. Raises RewardError when a function breaks its contract; what a plain function raises is raised unchanged.
     """
     names = tuple(each.name for each in functions)
-    judge = names.index(verifier)
+    verifier = names.index(config.verifier_name)
+    gate = None if config.gate is None else names.index(config.gate)
     offered = {**columns, "prompts": prompts, "completions": completions, "completion_ids": completion_ids, **extra}
-    returned = _call_all(functions, offered)
-    per_function = [
-        _checked(each.name, values, len(completions)) for each, values in zip(functions, returned, strict=True)
-    ]
-    components = [list(row) for row in zip(*per_function, strict=True)]
-    weights = [each.weight for each in functions]
+    judge = shared_judge(config.workers, config.timeout_s, config.memory_mb)
+    limits = AsyncLimits(config.async_concurrency, config.async_timeout_s)
+    called = call_all(functions, offered, judge, limits)
+    components = [list(row) for row in zip(*(column.values for column in called), strict=True)]
+    weights = [value_at(each.weight, step) for each in functions]
+    rewards: list[float | None] = []
+    for row in components:
+        if row[verifier] is None:
+            rewards.append(None)
+        elif gate is not None and _below(row[gate], config.gate_at):
+            rewards.append(0.0)
+        else:
+            rewards.append(_total(row, weights, functions))
+    outcomes = [_outcome(row[verifier], config.correct_at) for row in components]
     return Verdicts(
-        names=names,
-        components=components,
-        rewards=[None if row[judge] is None else _total(row, weights) for row in components],
-        outcomes=[_outcome(row[judge], correct_at) for row in components],
+        names, components, rewards, outcomes, _statuses(called[verifier], outcomes), called[verifier].cached
     )
 
 
-def _total(components: Sequence[float | None], weights: Sequence[float]) -> float:
-    return sum(weight * (value or 0.0) for weight, value in zip(weights, components, strict=True))
+def _below(value: float | None, threshold: float) -> bool:
+    return value is None or value < threshold
+
+
+def _total(components: Sequence[float | None], weights: Sequence[float], functions: Sequence[RewardFunction]) -> float:
+    total = 0.0
+    for value, weight, function in zip(components, weights, functions, strict=True):
+        low, high = function.clip or (float("-inf"), float("inf"))
+        total += weight * min(max(value, low), high) if value is not None else 0.0
+    return total
 
 
 def _outcome(value: float | None, correct_at: float) -> float | None:
     return None if value is None else float(value >= correct_at)
 
 
-def _call_all(functions: Sequence[RewardFunction], offered: Mapping[str, Any]) -> list[Any]:
-    """What each function returns, in their order."""
-    returned = {}
-    pending = {}
-    for index, each in enumerate(functions):
-        arguments = _arguments(each, offered)
-        if _is_async(each.function):
-            pending[index] = each.function(**arguments)
-        else:
-            returned[index] = each.function(**arguments)
-    if pending:
-        returned |= dict(zip(pending, _run_concurrently(list(pending.values())), strict=True))
-    return [returned[index] for index in range(len(functions))]
+def _statuses(column: Column, outcomes: Sequence[float | None]) -> list[Status]:
+    return [given or _status(outcome) for given, outcome in zip(column.statuses, outcomes, strict=True)]
 
 
-def _arguments(function: RewardFunction, offered: Mapping[str, Any]) -> dict[str, Any]:
-    bound = function.function.keywords if isinstance(function.function, partial) else {}
-    parameters = inspect.signature(function.function).parameters.values()
-    named = [each for each in parameters if each.kind in (each.POSITIONAL_OR_KEYWORD, each.KEYWORD_ONLY)]
-    for each in named:
-        if each.default is each.empty and each.name not in offered:
-            has = ", ".join(offered)
-            raise RewardError(
-                f"reward {function.name!r} needs {each.name!r}, which no column provides; there are {has}"
-            )
-    takes_any = any(each.kind is each.VAR_KEYWORD for each in parameters)
-    accepted = offered if takes_any else {each.name for each in named}
-    return {name: value for name, value in offered.items() if name in accepted and name not in bound}
-
-
-def _is_async(function: Callable[..., Any]) -> bool:
-    while isinstance(function, partial):
-        function = function.func
-    return inspect.iscoroutinefunction(function) or inspect.iscoroutinefunction(type(function).__call__)
-
-
-def _run_concurrently(coroutines: Sequence[Coroutine[Any, Any, Any]]) -> list[Any]:
-    async def gather() -> list[Any]:
-        return await asyncio.gather(*coroutines)
-
-    try:
-        asyncio.get_running_loop()
-    except RuntimeError:
-        return asyncio.run(gather())
-    # A thread that runs a loop, such as a notebook's, cannot wait for a second one.
-    with ThreadPoolExecutor(max_workers=1) as executor:
-        return executor.submit(asyncio.run, gather()).result()
-
-
-def _checked(name: str, values: Any, num_completions: int) -> list[float | None]:
-    """One value per completion; NaN is no verdict."""
-    if not isinstance(values, Iterable) or isinstance(values, str | Mapping):
-        kind = type(values).__name__
-        raise RewardError(f"reward {name!r} returned {kind}; it must return a list with one number per completion")
-    checked = [_number(name, value) for value in values]
-    if len(checked) != num_completions:
-        raise RewardError(
-            f"reward {name!r} returned {len(checked)} values for {num_completions} completions; return one for each"
-        )
-    return checked
-
-
-def _number(name: str, value: Any) -> float | None:
-    if value is None:
-        return None
-    if not isinstance(value, Real):
-        raise RewardError(
-            f"reward {name!r} returned {value!r} for a completion; return a number, or None for no verdict"
-        )
-    number = float(value)
-    if math.isinf(number):
-        raise RewardError(f"reward {name!r} returned {number} for a completion; return a finite number")
-    return None if math.isnan(number) else number
+def _status(outcome: float | None) -> Status:
+    if outcome is None:
+        return Status.ERROR
+    return Status.CORRECT if outcome == 1.0 else Status.WRONG
 
 
 def check_unscorable(share: float, config: RewardsConfig) -> None:

@@ -239,8 +239,22 @@ def test_a_resolved_recipe_writes_everything_out() -> None:
     assert set(content["trainer"]) == set(TRAINER_DEFAULTS)
     assert content["trainer"]["output_dir"] == "runs/r"
     assert content["rewards"]["verifier"] == "exact"
-    assert content["rewards"]["functions"] == [{"use": "exact", "name": "exact", "weight": 1.0, "args": {}}]
+    assert content["rewards"]["functions"] == [
+        {"use": "exact", "name": "exact", "weight": 1.0, "clip": None, "args": {}}
+    ]
     assert list(content) == SECTIONS.split(", ")
+
+
+def test_a_weight_may_be_a_schedule_and_a_clip_is_a_pair() -> None:
+    function = "{use: exact, weight: {0: 1, 10: -0.5}, clip: [-1, 2]}"
+    loaded = load(MINIMAL, f"rewards.functions=[{function}]", "rewards.gate=exact", "rewards.gate_at=0.5")
+    config = loaded.recipe.rewards.functions[0]
+    assert (config.weight, config.clip) == ({0: 1.0, 10: -0.5}, (-1.0, 2.0))
+    Path("copy.yaml").write_text(resolved_yaml(loaded), encoding="utf-8")
+    assert load_recipe("copy.yaml").recipe.rewards == loaded.recipe.rewards.model_copy(
+        update={"verifier": "exact", "functions": load_recipe("copy.yaml").recipe.rewards.functions}
+    )
+    assert load_recipe("copy.yaml").recipe.rewards.functions[0].clip == (-1.0, 2.0)
 
 
 def test_a_resolved_recipe_finds_its_local_files_from_any_folder(tmp_path: Path) -> None:

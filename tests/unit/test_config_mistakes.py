@@ -174,13 +174,49 @@ def test_mistakes_in_sections(section: str, message: str) -> None:
         (
             "rewards.functions=[5]",
             "rewards.functions.0: 5 is not valid; it must be a string or a mapping with the keys use, name, weight,"
-            " args",
+            " clip, args",
         ),
         ("rewards.functions=[]", "rewards.functions: [] is not valid; it must be a list that is not empty"),
         ("rewards.functions=[a, 'm:a']", "rewards.functions: 2 functions are called 'a'; give each its own `name`"),
         ("rewards.verifier=exat", "rewards.verifier: no reward function is called 'exat'; did you mean 'exact'?"),
         ("rewards.verifier=zz", "rewards.verifier: no reward function is called 'zz'; the labels are exact"),
         ("rewards.max_unscorable=1.5", "rewards.max_unscorable: 1.5 is not valid; it must be at most 1.0"),
+        ("rewards.gate=zz", "rewards.gate: no reward function is called 'zz'; the labels are exact"),
+        ("rewards.gate_at=0.5", "rewards.gate_at: has no effect without a gate; set gate, or remove it"),
+        ("rewards.workers=-1", "rewards.workers: -1 is not valid; it must be at least 0"),
+        ("rewards.workers=auto", "rewards.workers: 'auto' is not valid; it must be a whole number"),
+        ("rewards.timeout_s=0", "rewards.timeout_s: 0 is not valid; it must be greater than 0.0"),
+        ("rewards.memory_mb=63", "rewards.memory_mb: 63 is not valid; it must be at least 64"),
+        ("rewards.async_concurrency=0", "rewards.async_concurrency: 0 is not valid; it must be at least 1"),
+        ("rewards.async_timeout_s=0", "rewards.async_timeout_s: 0 is not valid; it must be greater than 0.0"),
+        *(
+            (
+                f"rewards.functions=[{{use: exact, weight: {value}}}]",
+                f"rewards.functions.0.weight: {shown} is not valid; it must be a number, or a mapping {{step: number}}",
+            )
+            for value, shown in (
+                ("heavy", "'heavy'"),
+                ("true", "true"),
+                (".inf", "inf"),
+                ("{}", "{}"),
+                ("{-1: 2}", "{-1: 2}"),
+                ("{0: x}", "{0: 'x'}"),
+            )
+        ),
+        *(
+            (
+                f"rewards.functions=[{{use: exact, clip: {value}}}]",
+                f"rewards.functions.0.clip: {shown} is not valid; it must be null or two numbers [low, high] with low"
+                " below high",
+            )
+            for value, shown in (
+                ("1", "1"),
+                ("[1]", "[1]"),
+                ("[1, 1]", "[1, 1]"),
+                ("[0, .inf]", "[0, inf]"),
+                ("[a, b]", "['a', 'b']"),
+            )
+        ),
         ("data.train.limit=0", "data.train.limit: 0 is not valid; it must be at least 1"),
     ],
 )

@@ -1,17 +1,13 @@
-"""What each registered reward says about right, wrong, empty and hostile completions."""
+"""What the rewards say about right, wrong and hostile completions; `tests/rewards` has what holds for all of them."""
 
-import importlib
 import json
 import subprocess
 import sys
 import threading
-from collections.abc import Callable
-from typing import Any
 
 import pytest
 import reasoning_gym as gym
 
-from rewards import REGISTRY
 from rewards._text import tagged, text_of
 from rewards.exact import exact
 from rewards.format_tags import format_tags
@@ -21,53 +17,6 @@ from rewards.reasoning_gym import reasoning_gym
 
 SUM = {"answer": "3", "metadata": {"source_dataset": "chain_sum"}}
 GOLD = "<think>1 + 2 = 3</think>\n<answer> 3 </answer>"
-# Per registered reward, completions that deserve the top score for the answer 3.
-RIGHT = {
-    "exact": [GOLD],
-    "format_tags": [GOLD, " <think> </think><answer>anything</answer>\n"],
-    "math": [GOLD, "the sum is \\boxed{3}", "$\\frac{6}{2}$"],
-    "numeric": [GOLD, "<answer>it is 3.0</answer>"],
-    "reasoning_gym": [GOLD],
-}
-
-
-def registered(name: str) -> Callable[..., list[float | None]]:
-    module, _, function = REGISTRY[name].partition(":")
-    loaded: Callable[..., list[float | None]] = getattr(importlib.import_module(module), function)
-    return loaded
-
-
-def scores(name: str, completions: list[Any]) -> list[float | None]:
-    """Called as the trainer does: with every column, and more than the function asks for."""
-    columns = {column: [value] * len(completions) for column, value in SUM.items()}
-    return registered(name)(
-        completions=completions, prompts=["1 + 2 ="] * len(completions), trainer_state=None, **columns
-    )
-
-
-def test_every_registered_reward_has_a_gold_completion_here() -> None:
-    assert set(RIGHT) == set(REGISTRY)
-
-
-@pytest.mark.parametrize("name", REGISTRY)
-def test_gold_gets_the_top_score(name: str) -> None:
-    assert scores(name, RIGHT[name]) == [1.0] * len(RIGHT[name])
-
-
-@pytest.mark.parametrize("name", REGISTRY)
-def test_gold_as_a_message_gets_the_top_score(name: str) -> None:
-    assert scores(name, [[{"role": "assistant", "content": text}] for text in RIGHT[name]]) == [1.0] * len(RIGHT[name])
-
-
-@pytest.mark.parametrize("name", REGISTRY)
-def test_empty_text_gets_nothing(name: str) -> None:
-    empty = ["", "  \n", [], [{"role": "assistant", "content": ""}], "<answer></answer>", "<think></think>"]
-    assert scores(name, empty) == [0.0] * len(empty)
-
-
-@pytest.mark.parametrize("name", sorted(set(REGISTRY) - {"format_tags"}))
-def test_wrong_answer_gets_nothing(name: str) -> None:
-    assert scores(name, ["<think>3</think> <answer>4</answer>"]) == [0.0]
 
 
 def test_importing_the_package_imports_no_reward() -> None:
@@ -77,14 +26,6 @@ def test_importing_the_package_imports_no_reward() -> None:
     )
     done = subprocess.run([sys.executable, "-c", program], capture_output=True, text=True, check=True)
     assert done.stdout == "[] []\n"
-
-
-@pytest.mark.parametrize("name", REGISTRY)
-def test_reward_imports_no_torch(name: str) -> None:
-    module = REGISTRY[name].partition(":")[0]
-    program = f"import sys, {module}\nprint('torch' in sys.modules)"
-    done = subprocess.run([sys.executable, "-c", program], capture_output=True, text=True, check=True)
-    assert done.stdout == "False\n"
 
 
 # ---- text -----------------------------------------------------------------------------------------------------------
@@ -120,7 +61,7 @@ def test_tagged_is_the_last_closed_tag(text: str, expected: str | None) -> None:
 
 def test_tag_that_is_a_column_is_not_taken_for_the_option() -> None:
     with pytest.raises(TypeError, match="came from a column"):
-        exact([GOLD], answer=["3"], tag=["algebra"])  # type: ignore[arg-type]
+        exact([GOLD], answer=["3"], tag=["algebra"])
 
 
 # ---- exact, numeric, format_tags ------------------------------------------------------------------------------------
@@ -201,11 +142,11 @@ def test_format_tags_refuses_anything_else(text: str) -> None:
 
 def test_reasoning_gym_takes_metadata_as_json_text_and_the_task_from_it() -> None:
     metadata = [json.dumps(SUM["metadata"]), SUM["metadata"]]
-    assert reasoning_gym([GOLD, GOLD], ["3", "4"], metadata, task=["word_sorting"] * 2) == [1.0, 0.0]
+    assert reasoning_gym([GOLD, GOLD], answer=["3", "4"], metadata=metadata, task=["word_sorting"] * 2) == [1.0, 0.0]
 
 
 def test_reasoning_gym_falls_back_to_the_task_column() -> None:
-    assert reasoning_gym([GOLD], ["3"], ["{}"], task=["chain_sum"]) == [1.0]
+    assert reasoning_gym([GOLD], answer=["3"], metadata=["{}"], task=["chain_sum"]) == [1.0]
 
 
 def test_reasoning_gym_scores_as_the_task_does() -> None:
@@ -214,7 +155,7 @@ def test_reasoning_gym_scores_as_the_task_does() -> None:
     other = f"0 + ({item['metadata']['expression']})"
     texts = [item["metadata"]["expression"], other, "garbage", "no tag"]
     completions = [f"<answer>{text}</answer>" for text in texts[:-1]] + texts[-1:]
-    got = reasoning_gym(completions, [item["answer"]] * 4, [json.dumps(item["metadata"])] * 4)
+    got = reasoning_gym(completions, answer=[item["answer"]] * 4, metadata=[json.dumps(item["metadata"])] * 4)
     assert got == [*(dataset.score_answer(text, item) for text in texts[:-1]), 0.0]
     assert got[0] == 1.0
 
@@ -223,7 +164,7 @@ def test_reasoning_gym_scores_as_the_task_does() -> None:
 def test_reasoning_gym_gold_survives_storage_as_json(task: str) -> None:
     item = gym.create_dataset(task, seed=1, size=1)[0]
     metadata = json.dumps(item["metadata"])
-    assert reasoning_gym([f"<answer>{item['answer']}</answer>"], [item["answer"]], [metadata]) == [1.0]
+    assert reasoning_gym([f"<answer>{item['answer']}</answer>"], answer=[item["answer"]], metadata=[metadata]) == [1.0]
 
 
 @pytest.mark.parametrize(
@@ -234,14 +175,16 @@ def test_reasoning_gym_scorer_that_chokes_on_the_text_calls_it_wrong(task: str, 
     item = gym.create_dataset(task, seed=1, size=1)[0]
     with pytest.raises((ValueError, LookupError, TypeError, ArithmeticError)):
         gym.get_score_answer_fn(task)(text, item)
-    assert reasoning_gym([f"<answer>{text}</answer>"], [item["answer"] or ""], [item["metadata"]]) == [0.0]
+    assert reasoning_gym([f"<answer>{text}</answer>"], answer=[item["answer"] or ""], metadata=[item["metadata"]]) == [
+        0.0
+    ]
 
 
 def test_reasoning_gym_entry_that_is_broken_is_not_called_a_wrong_answer() -> None:
     with pytest.raises(KeyError, match="source_dataset"):
-        reasoning_gym([GOLD], ["3"], ["{}"])
+        reasoning_gym([GOLD], answer=["3"], metadata=["{}"])
     with pytest.raises(KeyError, match="sorted_words"):
-        reasoning_gym([GOLD], ["3"], [json.dumps({"source_dataset": "word_sorting"})])
+        reasoning_gym([GOLD], answer=["3"], metadata=[json.dumps({"source_dataset": "word_sorting"})])
 
 
 # ---- math -----------------------------------------------------------------------------------------------------------

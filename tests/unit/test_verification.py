@@ -12,8 +12,10 @@ import pytest
 import torch
 
 from rewards import REGISTRY
+from rewards._item import Status
 from rewards.exact import exact
 from rewards.numeric import numeric
+from rlvr.config.schema import RewardsConfig
 from rlvr.errors import RewardError
 from rlvr.verification import RewardFunction, Verdicts, load_reward, verify
 from rlvr.verification.loading import describe_rewards
@@ -22,13 +24,14 @@ TEXTS = ["a", "bb", "ccc"]
 
 
 def judged(
-    *functions: RewardFunction, verifier: str | None = None, correct_at: float = 1.0, **columns: list[Any]
+    *functions: RewardFunction, config: dict[str, Any] | None = None, step: int = 0, **columns: list[Any]
 ) -> Verdicts:
-    """Verdicts on TEXTS; the first function is the verifier unless another is named."""
+    """Verdicts on TEXTS; the first function is the verifier unless `config` names another."""
+    listed = [{"use": "exact", "name": each.name} for each in functions]
     return verify(
         functions,
-        verifier or functions[0].name,
-        correct_at,
+        RewardsConfig.model_validate({"functions": listed, "workers": 0} | (config or {})),
+        step=step,
         prompts=["p"] * 3,
         completions=TEXTS,
         completion_ids=[[1], [1, 2], [1, 2, 3]],
@@ -103,13 +106,13 @@ def test_every_registered_reward_is_described_in_one_line() -> None:
     ("use", "words"),
     [
         ("exakt", ["unknown reward 'exakt'", "did you mean 'exact'?", "format_tags", "numeric", "./file.py:function"]),
-        ("zzz", ["unknown reward 'zzz'; names are exact, "]),
+        ("zzz", ["unknown reward 'zzz'; names are ", "exact, format"]),
         ("mine.py", ["write mine.py:function"]),
         ("./nowhere.py:fn", ["there is no file nowhere.py in"]),
         ("no_such_package.rewards:fn", ["there is no module 'no_such_package'"]),
         ("rewards.exactly:fn", ["there is no module 'rewards.exactly'"]),
         ("rewards.exact:exakt", ["no function 'exakt'", "did you mean 'exact'?"]),
-        ("rewards.exact:xyz", ["no function 'xyz'", "its functions are tagged, text_of, exact"]),
+        ("rewards.exact:xyz", ["no function 'xyz'", "its functions are exact"]),
         ("rlvr.errors:xyz", ["no function 'xyz'", "it defines no function"]),
         ("rewards:REGISTRY", ["is a dict, not a function"]),
     ],
@@ -160,7 +163,7 @@ def test_reward_is_the_weighted_total_and_outcome_the_verifiers() -> None:
     verdicts = judged(
         constant("style", [0.0, 1.0, 0.5], weight=0.5),
         constant("right", [1.0, 0.0, 0.75], weight=2.0),
-        verifier="right",
+        config={"verifier": "right"},
     )
     assert verdicts.names == ("style", "right")
     assert verdicts.components == [[0.0, 1.0], [1.0, 0.0], [0.5, 0.75]]
@@ -169,7 +172,7 @@ def test_reward_is_the_weighted_total_and_outcome_the_verifiers() -> None:
 
 
 def test_outcome_is_right_at_the_threshold_itself() -> None:
-    assert judged(constant("v", [0.5, 0.49, 0.51]), correct_at=0.5).outcomes == [1.0, 0.0, 1.0]
+    assert judged(constant("v", [0.5, 0.49, 0.51]), config={"correct_at": 0.5}).outcomes == [1.0, 0.0, 1.0]
 
 
 def test_no_verdict_of_the_verifier_makes_a_completion_unscorable_and_of_others_counts_as_zero() -> None:
@@ -210,6 +213,66 @@ def test_numbers_of_any_kind_become_floats() -> None:
 def test_breach_of_the_contract_names_the_function_and_what_it_returned(returned: Any, words: str) -> None:
     with pytest.raises(RewardError, match=words):
         judged(constant("fine", [1.0] * 3), constant("v", returned))
+
+
+@pytest.mark.parametrize(("step", "expected"), [(0, 1.0), (5, 2.0), (20, 3.0)])
+def test_weight_follows_its_schedule(step: int, expected: float) -> None:
+    function = RewardFunction("v", {0: 1.0, 10: 3.0}, lambda completions, **_: [1.0] * 3)
+    assert judged(function, step=step).rewards == [expected] * 3
+
+
+def test_clip_holds_the_value_in_the_total_only() -> None:
+    function = RewardFunction("v", 2.0, lambda completions, **_: [-5.0, 0.5, 5.0], clip=(-1.0, 1.0))
+    verdicts = judged(function, config={"correct_at": 3.0})
+    assert verdicts.rewards == [-2.0, 1.0, 2.0]
+    assert verdicts.components == [[-5.0], [0.5], [5.0]]
+    assert verdicts.outcomes == [0.0, 0.0, 1.0]
+
+
+def test_gate_closes_the_total() -> None:
+    functions = [constant("v", [1.0, 1.0, 1.0]), constant("form", [0.5, 0.4, None], weight=2.0)]
+    verdicts = judged(*functions, config={"gate": "form", "gate_at": 0.5})
+    assert verdicts.rewards == [2.0, 0.0, 0.0]
+    assert verdicts.outcomes == [1.0] * 3
+    assert judged(*functions, config={"gate": "form"}).rewards == [0.0] * 3
+
+
+def test_gate_gives_no_reward_to_what_has_no_verdict() -> None:
+    verdicts = judged(constant("v", [None, 1.0, 0.0]), constant("form", [0.0] * 3), config={"gate": "form"})
+    assert verdicts.rewards == [None, 0.0, 0.0]
+
+
+def test_statuses_are_the_verifiers_or_follow_from_the_outcome() -> None:
+    plain = constant("plain", [1.0, 0.0, None])
+    assert judged(plain).statuses == [Status.CORRECT, Status.WRONG, Status.ERROR]
+    item = RewardFunction("numeric", 1.0, numeric)
+    verdicts = judged(plain, item, config={"verifier": "numeric"}, answer=["1", "2", "three"])
+    assert verdicts.statuses == [Status.NO_ANSWER, Status.NO_ANSWER, Status.ERROR]
+    assert verdicts.outcomes == [0.0, 0.0, None]
+
+
+def test_shares_are_of_the_verifiers_statuses() -> None:
+    statuses = [Status.TIMEOUT, Status.ERROR, Status.ERROR, Status.NO_ANSWER, Status.CORRECT]
+    verdicts = Verdicts(("v",), [[0.0]] * 5, [0.0] * 5, [0.0] * 5, statuses, [True, False, False, False, True])
+    assert {name: sum(values) for name, values in verdicts.shares().items()} == {
+        "verify/timeout_frac": 1.0,
+        "verify/error_frac": 2.0,
+        "verify/no_answer_frac": 1.0,
+        "verify/cache_hit_frac": 2.0,
+    }
+
+
+def test_item_reward_is_judged_by_workers_with_the_options_of_the_recipe() -> None:
+    function = RewardFunction("numeric", 1.0, load_reward("numeric", {"tag": None, "tolerance": 1}, Path()))
+    verdicts = verify(
+        [function],
+        RewardsConfig.model_validate({"functions": ["numeric"], "workers": 2}),
+        prompts=[""] * 3,
+        completions=["1", [{"role": "assistant", "content": "2"}], "9"],
+        completion_ids=[[1]] * 3,
+        columns={"answer": ["2"] * 3},
+    )
+    assert verdicts.rewards == [1.0, 1.0, 0.0]
 
 
 # ---- calling --------------------------------------------------------------------------------------------------------
@@ -253,19 +316,15 @@ def test_argument_of_the_recipe_wins_over_a_column_of_its_name() -> None:
     assert judged(RewardFunction("exact", 1.0, function), answer=TEXTS, tag=["x", "y", "z"]).rewards == [1.0] * 3
 
 
-def test_what_a_reward_raises_is_raised_unchanged() -> None:
+def test_what_a_plain_function_raises_is_raised_unchanged() -> None:
     error = ZeroDivisionError("mine")
 
     def broken(completions: list[str]) -> list[float]:
         raise error
 
-    async def broken_later(completions: list[str]) -> list[float]:
-        raise error
-
-    for function in (broken, broken_later):
-        with pytest.raises(ZeroDivisionError) as caught:
-            judged(RewardFunction("broken", 1.0, function))
-        assert caught.value is error
+    with pytest.raises(ZeroDivisionError) as caught:
+        judged(RewardFunction("broken", 1.0, broken))
+    assert caught.value is error
 
 
 def async_functions() -> list[RewardFunction]:

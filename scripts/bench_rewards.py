@@ -1,0 +1,275 @@
+"""Time to judge 1,000 mathematical answers, beside math-verify called one after the other and TRL's accuracy_reward.
+
+    python scripts/bench_rewards.py [--rounds 3] [--items 1000] [--cap 120] [--output docs/benchmarks/rewards.json]
+
+Four sets: short numbers; symbolic answers; the same with 1 in 100 replaced by a number too large to compute; the same
+with 1 in 100 that only a deadline stops. Every measurement is a process of its own, ended after `--cap` seconds, and
+the contestants alternate. Start-up and 20 answers to warm up are not counted. All answers of all rounds are distinct,
+so nothing is found in a cache (`cached` says so). Ours has 2 workers and a deadline of 5 s, as math-verify has.
+The last table is the cost of the workers for 64 completions of a reward that needs next to no time.
+"""
+
+import argparse
+import json
+import os
+import platform
+import random
+import statistics
+import subprocess
+import sys
+import time
+from collections.abc import Sequence
+from importlib.metadata import version
+from pathlib import Path
+from typing import Any
+
+from rich.console import Console
+from rich.table import Table
+
+WORKERS, TIMEOUT_S, MEMORY_MB = 2, 5.0, 1024
+CONTESTANTS = ("rlvr", "math_verify", "trl")
+SETS = ("numbers", "symbolic", "too large", "deadline")
+WARM_UP = 20
+Pair = tuple[str, str]  # text of a completion, gold answer
+
+
+# ---- the answers ----------------------------------------------------------------------------------------------------
+
+
+def number_pair(rng: random.Random, index: int) -> Pair:
+    value = 1000 * rng.randrange(10**6) + index
+    gold, same = rng.choice(
+        [
+            (f"{value}", f"{value:,}"),
+            (f"{value}", f"{value}.0"),
+            (f"{value}/1000", f"\\frac{{{value}}}{{1000}}"),
+            (f"{value / 1000}", f"{value / 1000}"),
+        ]
+    )
+    given = same if rng.random() < 0.5 else f"{value + rng.randint(1, 99)}"
+    return f"We add the two and get \\boxed{{{given}}}.", gold
+
+
+def symbolic_pair(rng: random.Random, index: int) -> Pair:
+    a, b, c = rng.randint(2, 99), rng.randint(2, 99), 1000 * rng.randint(1, 99) + index
+    wrong = rng.choice([0, 0, 1])
+    gold, given = rng.choice(
+        [
+            (f"\\frac{{{c}\\sqrt{{{a}}}}}{{{b}}}", f"\\frac{{{c + wrong}}}{{{b}}}\\sqrt{{{a}}}"),
+            (f"{c}+{a}\\pi", f"{a}\\pi+{c + wrong}"),
+            (f"(x+{a})(x+{c})", f"x^2+{a + c}x+{a * c + wrong}"),
+            (f"\\{{{a},{b},{c}\\}}", f"\\{{{c + wrong},{b},{a}\\}}"),
+            (f"({a},{c}]", f"({a},{c + wrong}]"),
+            (f"{a}x+{c}y", f"{c + wrong}y+{a}x"),
+            (f"\\sqrt{{{a * a * c}}}", f"{a}\\sqrt{{{c + wrong}}}"),
+            (f"\\frac{{{c}}}{{{a}}}+\\frac{{1}}{{{b}}}", f"\\frac{{{c * b + a + wrong}}}{{{a * b}}}"),
+        ]
+    )
+    return f"Hence the answer is \\boxed{{{given}}}.", gold
+
+
+def hostile_pair(rng: random.Random, index: int, seen_by_size: bool) -> Pair:
+    n, m = rng.randint(3, 9), index + 2
+    large = [
+        f"{n}^{{{n}^{{{n}^{{{m}}}}}}}",
+        f"\\dfrac{{5^{{\\left(5^{{\\left(5^{{\\left(5^5\\right)}}\\right)}} - {m}\\right)}} - 5}}{{16}}",
+        f"7^{{9^{{9}}}}+{m}",
+        f"(10^8+{m})!",
+    ]
+    undecided = [f"9^{{9^{{9}}}}-8^{{9^{{9}}}}\\cdot 9^{{9^{{8}}}}+{m}x", f"x={n}^{{9^{{{9}}}}}+{m}"]
+    return f"Hence the answer is \\boxed{{{rng.choice(large if seen_by_size else undecided)}}}.", f"{m}"
+
+
+def pairs_of(name: str, count: int, seed: int) -> list[Pair]:
+    """Distinct questions of one set; the hostile ones stand in the place of every 100th symbolic one."""
+    rng = random.Random(f"{'numbers' if name == 'numbers' else 'symbolic'} {seed}")
+    make = number_pair if name == "numbers" else symbolic_pair
+    pairs = [make(rng, index) for index in range(count)]
+    if name in ("too large", "deadline"):
+        for index in range(50, count, 100):
+            pairs[index] = hostile_pair(rng, index, seen_by_size=name == "too large")
+    return pairs
+
+
+# ---- one measurement ------------------------------------------------------------------------------------------------
+
+
+def ours(warm_up: Sequence[Pair], pairs: Sequence[Pair]) -> dict[str, Any]:
+    from rewards.math_answer import math
+    from rlvr.verification.judging import Judge
+
+    judge = Judge(WORKERS, TIMEOUT_S, MEMORY_MB)
+    judge.judge(math, {}, [(text, {"answer": gold}) for text, gold in warm_up])
+    started = time.perf_counter()
+    judged = judge.judge(math, {}, [(text, {"answer": gold}) for text, gold in pairs])
+    seconds = time.perf_counter() - started
+    judge.close()
+    verdicts = [each.judgement.value for each in judged]
+    return {"seconds": seconds, "verdicts": verdicts, "cached": sum(each.cached for each in judged)}
+
+
+def by_math_verify(warm_up: Sequence[Pair], pairs: Sequence[Pair]) -> dict[str, Any]:
+    """With the extraction that our reward uses, and math-verify's own time limits of 5 s."""
+    from math_verify import parse, verify
+
+    from rewards.math_answer import EXTRACTION
+
+    def score(text: str, gold: str) -> float | None:
+        expressions = parse(f"\\boxed{{{gold}}}", EXTRACTION, fallback_mode="no_fallback")
+        return float(verify(expressions, parse(text, EXTRACTION, fallback_mode="no_fallback"))) if expressions else None
+
+    for pair in warm_up:
+        score(*pair)
+    started = time.perf_counter()
+    verdicts = [score(*pair) for pair in pairs]
+    return {"seconds": time.perf_counter() - started, "verdicts": verdicts}
+
+
+def by_trl(warm_up: Sequence[Pair], pairs: Sequence[Pair]) -> dict[str, Any]:
+    from trl.rewards import accuracy_reward
+
+    def score(of: Sequence[Pair]) -> list[float | None]:
+        completions = [[{"role": "assistant", "content": text}] for text, _ in of]
+        return accuracy_reward(completions, [f"${gold}$" for _, gold in of])
+
+    score(warm_up)
+    started = time.perf_counter()
+    verdicts = score(pairs)
+    return {"seconds": time.perf_counter() - started, "verdicts": verdicts}
+
+
+JUDGES = {"rlvr": ours, "math_verify": by_math_verify, "trl": by_trl}
+
+
+def measured(contestant: str, name: str, count: int, seed: int, cap: float) -> dict[str, Any] | None:
+    """The measurement in a process of its own; None when it was not done within `cap` seconds."""
+    command = [sys.executable, __file__, "--measure", contestant, name, str(count), str(seed)]
+    with subprocess.Popen(command, stdout=subprocess.PIPE, stderr=subprocess.DEVNULL, text=True) as process:
+        try:
+            output, _ = process.communicate(timeout=cap)
+        except subprocess.TimeoutExpired:
+            process.kill()
+            return None
+    if process.returncode:
+        raise RuntimeError(f"{contestant} failed on {name}; run: {' '.join(command)}")
+    result: dict[str, Any] = json.loads(output.splitlines()[-1])
+    return result
+
+
+# ---- what the workers cost ------------------------------------------------------------------------------------------
+
+
+def overhead(rounds: int) -> dict[str, float]:
+    """Seconds per call, medians: 64 completions of `numeric`, called plainly, with workers, and from the cache."""
+    from rewards.numeric import numeric
+    from rlvr.verification.judging import Judge
+
+    judge = Judge(WORKERS, TIMEOUT_S, MEMORY_MB)
+    times: dict[str, list[float]] = {"plain": [], "workers": [], "cached": []}
+    for index in range(rounds + 1):
+        texts = [f"<answer>{index}{place:02d}</answer>" for place in range(64)]
+        items = [(text, {"answer": "7"}) for text in texts]
+        for name in times:
+            started = time.perf_counter()
+            if name == "plain":
+                numeric(texts, answer=["7"] * 64)
+            else:
+                judge.judge(numeric, {}, items)
+            times[name].append(time.perf_counter() - started)
+    judge.close()
+    return {name: statistics.median(values[1:]) for name, values in times.items()}
+
+
+# ---- all of them ----------------------------------------------------------------------------------------------------
+
+
+def agreement(ours_result: dict[str, Any], theirs: dict[str, Any] | None) -> str:
+    if theirs is None:
+        return "-"
+    pairs = list(zip(ours_result["verdicts"], theirs["verdicts"], strict=True))
+    return f"{sum(a == b for a, b in pairs)}/{len(pairs)}"
+
+
+def run(rounds: int, count: int, cap: float, console: Console) -> list[dict[str, Any]]:
+    """One record per set, round and contestant; who ran into the cap in one round is not asked again."""
+    records: list[dict[str, Any]] = []
+    capped: set[tuple[str, str]] = set()
+    for seed in range(rounds):
+        for name in SETS:
+            first: dict[str, Any] | None = None
+            for contestant in CONTESTANTS:
+                if (contestant, name) in capped:
+                    continue
+                result = measured(contestant, name, count, seed, cap)
+                first = first or result
+                record = {"set": name, "round": seed, "contestant": contestant, "seconds": None}
+                if result is None:
+                    capped.add((contestant, name))
+                else:
+                    record |= {"seconds": result["seconds"], "cached": result.get("cached")}
+                    record["agreement with rlvr"] = agreement(first, result) if first else "-"
+                records.append(record)
+                console.print(record)
+    return records
+
+
+def seconds_of(records: Sequence[dict[str, Any]], name: str, contestant: str) -> float | None:
+    """The median; None when it ran into the cap."""
+    values = [r["seconds"] for r in records if (r["set"], r["contestant"]) == (name, contestant)]
+    return None if None in values else statistics.median(values)
+
+
+def main() -> None:
+    parser = argparse.ArgumentParser(description=__doc__.splitlines()[0])
+    parser.add_argument("--rounds", type=int, default=3)
+    parser.add_argument("--items", type=int, default=1000)
+    parser.add_argument("--cap", type=float, default=120.0, help="seconds for one measurement")
+    parser.add_argument("--output", type=Path)
+    parser.add_argument("--measure", nargs=4, help=argparse.SUPPRESS)
+    arguments = parser.parse_args()
+    if arguments.measure:
+        contestant, name, count, seed = arguments.measure
+        warm_up = pairs_of("numbers" if name == "numbers" else "symbolic", WARM_UP, seed=10_000 + int(seed))
+        print(json.dumps(JUDGES[contestant](warm_up, pairs_of(name, int(count), int(seed)))))
+        return
+    console = Console()
+    records = run(arguments.rounds, arguments.items, arguments.cap, console)
+    table = Table(title=f"seconds for {arguments.items} answers, median of {arguments.rounds} rounds")
+    for column in ("set", *CONTESTANTS, "math_verify / rlvr", "trl / rlvr", "verdicts as math_verify"):
+        table.add_column(column, justify="left" if column == "set" else "right")
+    for name in SETS:
+        seconds = [seconds_of(records, name, contestant) for contestant in CONTESTANTS]
+        own = seconds[0]
+        cells = [f">{arguments.cap:g}" if each is None else f"{each:.2f}" for each in seconds]
+        ratios = [
+            "-" if own is None else f"{'>' if e is None else ''}{(e or arguments.cap) / own:.1f}" for e in seconds
+        ]
+        agreed = [
+            r.get("agreement with rlvr", "-") for r in records if (r["set"], r["contestant"]) == (name, "math_verify")
+        ]
+        table.add_row(name, *cells, *ratios[1:], " ".join(agreed))
+    console.print(table)
+    costs = overhead(rounds=50)
+    console.print({f"64 completions, {name}, ms": round(1000 * value, 2) for name, value in costs.items()})
+    if arguments.output:
+        machine = {
+            "cpu": platform.processor() or platform.machine(),
+            "cores": os.cpu_count(),
+            "system": platform.platform(),
+        }
+        packages = ("math-verify", "latex2sympy2_extended", "sympy", "trl")
+        content = {
+            "command": f"python scripts/bench_rewards.py --rounds {arguments.rounds} --items {arguments.items}",
+            "machine": machine,
+            "versions": {"python": platform.python_version(), **{name: version(name) for name in packages}},
+            "settings": {"workers": WORKERS, "timeout_s": TIMEOUT_S, "memory_mb": MEMORY_MB, "cap_s": arguments.cap},
+            "cache": "all questions are distinct, none was found in it",
+            "median_seconds": {n: {c: seconds_of(records, n, c) for c in CONTESTANTS} for n in SETS},
+            "overhead_seconds_64": costs,
+            "rounds": records,
+        }
+        arguments.output.write_text(json.dumps(content, indent=1) + "\n")
+
+
+if __name__ == "__main__":
+    main()
