@@ -22,6 +22,22 @@ def nucleus_cut(shifted: Tensor, weights: Tensor, p: float, with_crossing: bool)
     Tokens are ranked by a stable descending sort, so equal logits rank by column. The first rank at which the
     cumulative mass reaches `p` is the crossing token, which is in the nucleus or not as `with_crossing` says.
     """
+    # The likeliest token has weight 1. Above one half it can only reach p when no other is as likely, so there is no
+    # tie to split; in a trained policy that is most rows.
+    sure = (p * weights.sum(dim=-1, dtype=torch.float64) <= 1.0) & (p > 0.5)
+    unsure = (~sure).nonzero().squeeze(-1)
+    if len(unsure) == len(shifted):
+        return _searched_cut(shifted, weights, p, with_crossing)
+    alone = torch.zeros_like(shifted[:, 0])
+    cut = torch.nextafter(alone, torch.full_like(alone, -math.inf)) if with_crossing else alone
+    tie_bound = torch.zeros(len(shifted), dtype=torch.int64, device=shifted.device)
+    if len(unsure):
+        cut[unsure], tie_bound[unsure] = _searched_cut(shifted[unsure], weights[unsure], p, with_crossing)
+    return cut, tie_bound
+
+
+def _searched_cut(shifted: Tensor, weights: Tensor, p: float, with_crossing: bool) -> tuple[Tensor, Tensor]:
+    """`nucleus_cut` of rows of any shape."""
     narrow = _whole_rows if shifted.shape[-1] <= SORTED_VOCABULARY else _crossing_bins
     target, above, candidates, columns = narrow(shifted, weights, p)
     candidates, order = candidates.sort(dim=-1, descending=True, stable=True)

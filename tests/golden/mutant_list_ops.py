@@ -4,6 +4,9 @@ STATS, ROWS, NUCLEUS, MODEL = "ops/token_stats.py", "ops/head_rows.py", "ops/nuc
 
 # (file under rlvr/, old text, new text, description)
 OPS_FAULTS: tuple[tuple[str, str, str, str], ...] = (
+    (NUCLEUS, "& (p > 0.5)", "& (p > 0.0)", "ties of the likeliest token not split"),
+    (NUCLEUS, "dtype=torch.float64) <= 1.0)", "dtype=torch.float64) <= 1.5)", "rows that need a search taken as sure"),
+    (NUCLEUS, "cut[unsure], tie_bound[unsure] = ", "cut[~sure.flip(0)], tie_bound[unsure] = ", "cut of another row"),
     (
         ROWS,
         "factor = rule.logit_scale / rule.temperature",

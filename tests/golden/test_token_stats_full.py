@@ -326,3 +326,17 @@ def test_weight_gradient_is_summed_in_float32() -> None:
 def test_requests_without_a_meaning_are_refused(arguments: dict[str, float]) -> None:
     with pytest.raises(ValueError, match="_p"):
         StatsRequest(**arguments)  # type: ignore[arg-type]
+
+
+def test_one_token_reaches_p() -> None:
+    """Rows in which the likeliest token is the crossing one, with and without another as likely, beside one that is
+    searched.
+    """
+    rows = [[0.9, 0.06, 0.04], [0.1, 0.5, 0.4], [0.06, 0.04, 0.9]]
+    found = of_probs(rows, StatsRequest(nucleus_p=0.8)).nucleus_entropy
+    assert found is not None
+    pair = -(5 / 9 * math.log(5 / 9) + 4 / 9 * math.log(4 / 9))
+    assert found.tolist() == pytest.approx([0.0, pair, 0.0], abs=1e-12)
+    tied = of_probs([[0.4, 0.4, 0.2]], StatsRequest(nucleus_p=0.4)).nucleus_entropy
+    assert tied is not None
+    assert tied.tolist() == pytest.approx([0.0], abs=1e-12)  # the first of the two alone reaches p

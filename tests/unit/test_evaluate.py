@@ -167,6 +167,12 @@ def test_rollout_metrics_by_hand() -> None:
     assert metrics == pytest.approx(
         {
             "reward/mean": 1.0,
+            "reward/exact/std": 0.5,
+            "reward/format/std": math.sqrt(1.25),
+            "advantage/mean": 0.0,
+            "advantage/std": 0.5,
+            "outcome/pass_at_n": 2 / 3,
+            "groups/equal_reward_frac": 1.0,
             "reward/std": math.sqrt(4 / 6),
             "outcome/pass_rate": 0.5,
             "outcome/unscorable_frac": 0.25,
@@ -183,7 +189,8 @@ def test_rollout_metrics_by_hand() -> None:
 def test_rollout_metrics_without_any_verdict() -> None:
     nothing = torch.full((2,), NAN)
     metrics = rollout_metrics(["exact"], nothing.unsqueeze(1), nothing, nothing, torch.tensor([0, 0]), torch.zeros(2))
-    unknown = {"reward/mean", "reward/std", "outcome/pass_rate", "reward/exact/mean"}
+    unknown = {"reward/mean", "reward/std", "outcome/pass_rate", "outcome/pass_at_n"}
+    unknown |= {"reward/exact/mean", "reward/exact/std"}
     assert {name for name, value in metrics.items() if math.isnan(value)} == unknown
     assert metrics["outcome/unscorable_frac"] == 1.0
     assert metrics["groups/solved_frac"] == metrics["groups/unsolved_frac"] == 0.0
