@@ -18,7 +18,7 @@ quickstart: $(STAMP)
 	$(VENV)/bin/rlvr train recipes/quickstart.yaml trainer.output_dir=runs/quickstart-$$(date +%Y%m%d-%H%M%S)
 
 test: lint types
-	$(VENV)/bin/python -m pytest -q
+	$(VENV)/bin/python -m pytest -q -n 2 --dist loadfile
 
 lint: $(STAMP)
 	$(VENV)/bin/ruff check .

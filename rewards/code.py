@@ -82,10 +82,8 @@ def code(
         return no_answer("there is no program")
     if len(program) > PROGRAM_CHARACTERS:
         return Judgement(0.0, Status.WRONG, "the program is too long")
-    try:
-        program.encode()
-    except UnicodeEncodeError:
-        return Judgement(0.0, Status.WRONG, "the program has characters that are no text")
+    if "\0" in program or any("\ud800" <= each <= "\udfff" for each in program):
+        return Judgement(0.0, Status.WRONG, "the program has characters that are no source text")
     sandbox = choose(backend, server_url)
     examination = Examination(program, sandbox, float(timeout_s), memory_mb, float_tolerance)
     try:

@@ -4,6 +4,7 @@ from dataclasses import dataclass
 
 from tests.golden.mutant_list_ops import OPS_FAULTS
 from tests.golden.mutant_list_regularizers import REGULARIZER_FAULTS
+from tests.golden.mutant_list_rewards import POOL_TESTS, REWARD_FAULTS, TESTS_OF_REWARDS
 from tests.golden.mutant_list_switches import SWITCH_FAULTS
 
 
@@ -291,4 +292,5 @@ MUTANTS = (
     *(Mutant(*fault, tests=TESTS_OF_FAULT.get(fault[3], TESTS_OF[fault[0]])) for fault in (*FAULTS, *STEP_FAULTS)),
     *(Mutant(*fault) for fault in (*SWITCH_FAULTS, *REGULARIZER_FAULTS)),
     *(Mutant(*fault, tests=OPS_TESTS) for fault in OPS_FAULTS),
+    *(Mutant(*fault, tests=TESTS_OF_REWARDS.get(fault[0], POOL_TESTS)) for fault in REWARD_FAULTS),
 )

@@ -211,7 +211,7 @@ def test_option_without_a_meaning_is_refused(options: dict[str, Any], message: s
 
 
 def test_program_that_is_no_text_or_too_long_is_wrong() -> None:
-    for program in ("print('\ud800')", "#" * 2_000_000):
+    for program in ("print('\ud800')", "print(3)\0", "#" * 2_000_000):
         assert code.judge(program, IO).status is Status.WRONG
 
 
