@@ -49,7 +49,7 @@ from rlvr.ops.support import Support, SupportLogprobs
 from rlvr.ops.token_stats import LOGPROBS, StatsRequest, TokenStats
 from rlvr.policy import attach_token_stats, completion_stats, read_completions
 from rlvr.reporting.completions import completions_table
-from rlvr.reporting.metrics import mean_shares
+from rlvr.reporting.metrics import majority_rate, mean_shares
 from rlvr.reporting.step_sums import StepSums
 from rlvr.rollout import make_rollouts
 from rlvr.types import Microbatch, Rollouts, ScoredRollouts, TrainRow
@@ -174,6 +174,7 @@ class RLVRTrainer(GRPOTrainer):
         check_unscorable(result.metrics["outcome/unscorable_frac"], self.rewards_config)
         self._record(result.metrics)
         self.latest_completions = gather_table(completions_table(scored, result.of_completions))
+        self._record({"outcome/maj_at_n": majority_rate(self.latest_completions)})
         return result.of_tokens or result.of_completions
 
     def microbatches(self, rollouts: Rollouts, advantages: Sequence[float | Tensor]) -> list[Microbatch]:

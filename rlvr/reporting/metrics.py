@@ -1,11 +1,15 @@
 """Metrics of a generation batch, over all ranks. Names state quantity and reduction."""
 
-from collections.abc import Sequence
+from collections import Counter
+from collections.abc import Mapping, Sequence
+from typing import Any
 
 import torch
 from accelerate import Accelerator
 from torch import Tensor
 
+from rewards._batch import boxed
+from rewards._text import tagged
 from rlvr.gathering import gather_floats
 from rlvr.verification import Verdicts
 
@@ -61,3 +65,21 @@ def _std(values: Tensor) -> float:
 def _all_equal(rewards: Tensor) -> bool:
     """Whether the scorable rewards of a group leave nothing to prefer."""
     return torch.unique(rewards[~torch.isnan(rewards)]).numel() < 2
+
+
+def majority_rate(table: Mapping[str, Sequence[Any]]) -> float:
+    """maj@n: the share of prompts whose most frequent answer is right, of the prompts with an answer and a verdict.
+
+    `table` is that of `completions_table`. The answer is the text in the last `<answer>...</answer>`, else in the last
+    `\\boxed{}`, else the whole completion; at a tie the one that came first counts.
+    """
+    groups: dict[Any, list[tuple[str, float]]] = {}
+    for prompt_id, text, outcome in zip(table["prompt_id"], table["completion"], table["outcome"], strict=True):
+        answer = tagged(text, "answer") or boxed(text) or text.strip()
+        if answer and outcome is not None:
+            groups.setdefault(prompt_id, []).append((answer, outcome))
+    right = []
+    for members in groups.values():
+        winner = Counter(answer for answer, _ in members).most_common(1)[0][0]
+        right.append(next(outcome for answer, outcome in members if answer == winner))
+    return sum(right) / len(right) if right else float("nan")

@@ -8,6 +8,7 @@ import pytest
 import torch
 from trl import GRPOTrainer
 
+from rlvr.ops.token_stats import TokenStats
 from rlvr.types import Rollouts
 from tests.conftest import MakeTrainer, letter_dataset, tiny_model, tiny_tokenizer, trainer_arguments, vowel_reward
 
@@ -47,9 +48,34 @@ def gradient(model: torch.nn.Module) -> torch.Tensor:
 def test_loss_and_gradient_equal_trl_on_the_same_rollouts(
     tmp_path: Path, make_trainer: MakeTrainer, preset: str, kl_coef: float
 ) -> None:
-    # Old and reference log-probs of their own make the ratio and the penalty differ from their trivial values.
     theirs = trl_trainer(tmp_path / "trl", TRL_SETTINGS[preset] | {"use_bias_correction_kl": False})
-    ours = make_trainer(preset)
+    check_equal(theirs, make_trainer(preset), kl_coef, num_microbatches=2)
+
+
+# TRL's settings, our switches, our regularisers, the KL coefficient; beside preset dapo. One micro-batch, as TRL takes
+# the quantile and the mean of entropies within each.
+VARIANTS: dict[str, tuple[dict[str, Any], dict[str, Any], dict[str, Any], float]] = {
+    "delta": ({"delta": 1.3}, {"delta": 1.3}, {}, 0.0),
+    "k3_ratio": ({"use_bias_correction_kl": True}, {"kl_estimator": "k3_ratio"}, {}, 0.05),
+    "entropy": ({"entropy_coef": 0.1}, {}, {"entropy": {"coef": 0.1}}, 0.0),
+    "top_entropy_mask": ({"top_entropy_quantile": 0.3}, {}, {"top_entropy_mask": {"share": 0.3}}, 0.0),
+}
+ONE_BATCH = {"per_device_train_batch_size": 16, "gradient_accumulation_steps": 1}
+
+
+@pytest.mark.parametrize("variant", VARIANTS)
+def test_switches_beside_a_preset_equal_trl(tmp_path: Path, make_trainer: MakeTrainer, variant: str) -> None:
+    their_settings, algorithm, regularizers, kl_coef = VARIANTS[variant]
+    theirs = trl_trainer(tmp_path / "trl", TRL_SETTINGS["dapo"] | their_settings | ONE_BATCH)
+    ours = make_trainer("dapo", algorithm=algorithm, regularizers=regularizers, **ONE_BATCH)
+    check_equal(theirs, ours, kl_coef, num_microbatches=1)
+
+
+def check_equal(theirs: GRPOTrainer, ours: Any, kl_coef: float, num_microbatches: int) -> None:
+    """Loss and gradient of both on rollouts of TRL's trainer.
+
+    Old and reference log-probs of their own make the ratio and the penalty differ from their trivial values.
+    """
     ours.model.load_state_dict(theirs.model.state_dict())
 
     rows = [row for row in letter_dataset(4) for _ in range(4)]
@@ -69,12 +95,12 @@ def test_loss_and_gradient_equal_trl_on_the_same_rollouts(
     if kl_coef:
         batch["ref_per_token_logps"] = logprobs + 0.3 * torch.randn(logprobs.shape, generator=noise)
 
-    theirs.current_gradient_accumulation_steps = 2
+    theirs.current_gradient_accumulation_steps = num_microbatches
     theirs.model.train()
     order = torch.tensor(sorted(range(16), key=lambda i: int(mask[i].sum()), reverse=True))
     their_loss = 0.0
-    for half in order.split(8):
-        part = {key: value[half] if value.dim() else value for key, value in batch.items()}
+    for rows_of_part in order.split(16 // num_microbatches):
+        part = {key: value[rows_of_part] if value.dim() else value for key, value in batch.items()}
         loss = theirs._compute_loss(theirs.model, part)
         loss.backward()
         their_loss += loss.item()
@@ -106,7 +132,12 @@ def our_step(trainer: Any, batch: dict[str, torch.Tensor], kl_coef: float) -> fl
 
     def with_logprobs(rows: list[Any]) -> list[Any]:
         return [
-            replace(row, old_logprobs=old[i, :n], ref_logprobs=None if ref is None else ref[i, :n])
+            replace(
+                row,
+                old_logprobs=old[i, :n],
+                ref_logprobs=None if ref is None else ref[i, :n],
+                sampled=TokenStats(old[i, :n]),
+            )
             for i, (row, n) in enumerate(zip(rows, lengths, strict=True))
         ]
 
@@ -114,7 +145,10 @@ def our_step(trainer: Any, batch: dict[str, torch.Tensor], kl_coef: float) -> fl
     trainer.algorithm = replace(trainer.algorithm, kl_coef=kl_coef)
     trainer.model.train()
     total = 0.0
-    for microbatch in trainer.microbatches(rollouts, batch["advantages"].tolist()):
+    trainer._buffered_inputs = trainer.microbatches(rollouts, batch["advantages"].tolist())
+    if trainer.needs.step is not None:
+        trainer._prepare_step(0, weights_moved=True)
+    for microbatch in trainer._buffered_inputs:
         loss = trainer._compute_loss(trainer.model, microbatch)
         loss.backward()
         total += loss.item()

@@ -8,7 +8,7 @@ from accelerate import Accelerator
 
 from rlvr.objectives.mismatch import finish_mismatch_extremes, mismatch_extremes
 from rlvr.objectives.objective import MISMATCH_MAXIMA
-from rlvr.reporting.metrics import rollout_metrics
+from rlvr.reporting.metrics import majority_rate, rollout_metrics
 from rlvr.reporting.step_sums import StepSums
 
 NAN = math.nan
@@ -53,3 +53,21 @@ def test_maxima_are_not_added_up() -> None:
     flushed = sums.flush(Accelerator(cpu=True))
     assert flushed["loss/policy"].item() == 0.875
     assert flushed[high].item() == -1.0
+
+
+def test_majority_is_of_answers_and_not_of_outcomes() -> None:
+    rows = [
+        (7, "<answer>4</answer>", 0.0),
+        (8, "so \\boxed{9}", 1.0),
+        (7, "work <answer> 5 </answer>", 1.0),
+        (7, "<answer>3</answer>", 0.0),
+        (7, "<answer>5</answer>", 1.0),
+        (8, "8", 0.0),  # a tie: the first counts
+        (9, "", 0.0),  # no answer
+        (6, "x", None),  # no verdict
+    ]
+    table = dict(zip(("prompt_id", "completion", "outcome"), zip(*rows, strict=True), strict=True))
+    assert majority_rate(table) == 1.0
+    wrong = {**table, "outcome": [1.0 if value == 0.0 else 0.0 if value == 1.0 else None for value in table["outcome"]]}
+    assert majority_rate(wrong) == 0.0
+    assert math.isnan(majority_rate({name: [] for name in table}))
