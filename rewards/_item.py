@@ -79,7 +79,7 @@ class ItemReward:
         return [{name: columns[name][i] for name in names} for i in range(count)]
 
     def __reduce__(self) -> tuple[Any, ...]:
-        return _find, (self.__module__, self.__qualname__)
+        return _find, (self.judge.__module__, self.judge.__qualname__)
 
 
 def _find(module: str, name: str) -> ItemReward:
