@@ -24,6 +24,9 @@ app.add_typer(rewards_app, name="rewards")
 RecipeArgument = Annotated[Path, typer.Argument(help="a recipe file, such as recipes/quickstart.yaml")]
 OverridesArgument = Annotated[list[str] | None, typer.Argument(help="key=value, such as trainer.max_steps=100")]
 
+RewardArgument = Annotated[str, typer.Argument(help="a name, package.module:function or ./file.py:function")]
+ArgsOption = Annotated[str, typer.Option("--args", help="its arguments as in a recipe, such as '{tag: null}'")]
+
 
 @contextmanager
 def user_errors() -> Iterator[None]:
@@ -108,6 +111,24 @@ def list_rewards() -> None:
     with user_errors():
         for name, line in describe_rewards().items():
             typer.echo(f"{name:16} {line}")
+
+
+@rewards_app.command("check")
+def check_a_reward(
+    name: RewardArgument,
+    args: ArgsOption = "{}",
+    row: Annotated[
+        Path | None, typer.Option(help="a .jsonl file; its rows have the columns, perhaps a right `completion`")
+    ] = None,
+) -> None:
+    """Try a reward function on right, empty, huge and hostile text."""
+    from rlvr.verification.checking import check_reward, parse_args, table_of
+
+    with user_errors():
+        checks = check_reward(name, parse_args(args), row, Path())
+        Console().print(table_of(name, checks))
+        if any(each.passed is False for each in checks):
+            raise typer.Exit(1)
 
 
 @app.command()

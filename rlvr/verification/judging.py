@@ -89,6 +89,12 @@ class Judge:
                 seen.add(key)
             return result
 
+    def forget(self) -> None:
+        """Drops every judgement that is remembered, so that the next ones are made anew; the workers stay."""
+        with self._lock:
+            self._known = _Recent(CACHE_SIZE)
+            self._sound = _Recent(CACHE_SIZE)
+
     def close(self) -> None:
         """Ends the workers; a later judgement starts them again."""
         if self.pool is not None:

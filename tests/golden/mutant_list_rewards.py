@@ -7,7 +7,6 @@ JUDGING, ASYNC, VERIFY = "verification/judging.py", "verification/asynchronous.p
 REWARD_FAULTS: tuple[tuple[str, str, str, str], ...] = (
     (POOL, "if index in self.deaths:", "if True:", "a worker that died is not given a second try"),
     (POOL, "self.waiting.extendleft(reversed(worker.assigned))", "pass", "items behind a hanging one are lost"),
-    (POOL, "if worker.assigned and now - worker.since", "if now - worker.since", "idle workers have a deadline"),
     (POOL, "self.found[worker.assigned.popleft()] = outcome", "self.found[worker.assigned.pop()] = outcome", "order"),
     (
         POOL,

@@ -321,16 +321,19 @@ def test_error_amid_a_round_leaves_no_reply_for_the_next(
     import rlvr.verification.pool as pool
 
     judge = make_judge(1, 20.0)
-    ask(judge, ["a"])
+    wait = pool.wait
 
-    def interrupted(*_: Any) -> Any:
-        raise KeyboardInterrupt
+    def interrupted(*arguments: Any) -> Any:
+        assert judge.pool is not None
+        if 2 in judge.pool.workers[0].assigned:  # the last item
+            raise KeyboardInterrupt
+        return wait(*arguments)
 
     with monkeypatch.context() as patch:
         patch.setattr(pool, "wait", interrupted)
         with pytest.raises(KeyboardInterrupt):
-            ask(judge, ["yes", "yes 2", "yes 3"])
-    assert told(ask(judge, ["no", "yes"])) == [WRONG, CORRECT]
+            ask(judge, ["a", "b", "yes"])
+    assert told(ask(judge, ["c", "d", "no"])) == [WRONG] * 3
 
 
 def test_judge_of_equal_limits_is_shared() -> None:
