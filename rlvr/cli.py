@@ -1,5 +1,6 @@
 """The `rlvr` command. Heavy imports happen inside the commands, after the recipe is validated."""
 
+import time
 from collections.abc import Iterator
 from contextlib import contextmanager
 from dataclasses import asdict
@@ -129,6 +130,35 @@ def check_a_reward(
         Console().print(table_of(name, checks))
         if any(each.passed is False for each in checks):
             raise typer.Exit(1)
+
+
+@rewards_app.command("score")
+def score_completions(
+    name: RewardArgument,
+    file: Annotated[Path, typer.Argument(help="a .jsonl file: `completion` and the columns that the reward takes")],
+    args: ArgsOption = "{}",
+    output: Annotated[Path, typer.Option(help="where the verdicts go")] = Path("verdicts.parquet"),
+    workers: Annotated[int | None, typer.Option(min=0, help="processes; 0 judges in this one")] = None,
+) -> None:
+    """Judge the completions of a file and keep the verdicts."""
+    from rich.progress import Progress
+
+    from rlvr.reporting.console import progress_columns
+    from rlvr.verification.checking import parse_args
+    from rlvr.verification.scoring import score_file, summary_table, write_verdicts
+
+    with user_errors():
+        started = time.perf_counter()
+        with Progress(*progress_columns()) as bar:
+            task = bar.add_task("score", total=None, note="")
+
+            def advance(done: int, total: int) -> None:
+                bar.update(task, completed=done, total=total)
+
+            scores = score_file(name, parse_args(args), file, workers, Path(), advance)
+        write_verdicts(scores, output)
+        Console().print(summary_table(name, scores.answers, time.perf_counter() - started))
+        typer.echo(f"verdicts  {output}")
 
 
 @app.command()

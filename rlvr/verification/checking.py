@@ -52,7 +52,7 @@ def check_reward(use: str, args: Mapping[str, Any], row: Path | None, base_dir: 
     A row may hold its right answer as `completion`. Raises UserError for what is a mistake of the user: an unknown
     reward or argument, a missing column, and a contract that is broken already for the right answer.
     """
-    rows = None if row is None else _rows(row)
+    rows = None if row is None else jsonl_rows(row, "--row")
     example = EXAMPLES.get(use, OWN)
     option = example.needs.partition(":")[0]
     if option and option not in args:
@@ -65,14 +65,15 @@ def check_reward(use: str, args: Mapping[str, Any], row: Path | None, base_dir: 
         subject.judge.close()
 
 
-def _rows(path: Path) -> list[dict[str, Any]]:
+def jsonl_rows(path: Path, where: str) -> list[dict[str, Any]]:
+    """The rows of a .jsonl file that the option or argument `where` names. Raises DataError."""
     from rlvr.data.sources import READERS  # imports datasets
 
     if not path.is_file():
-        raise DataError(f"--row: {path} is not a file; give a .jsonl file")
-    rows = READERS[".jsonl"](path, f"--row: {path}")
+        raise DataError(f"{where}: {path} is not a file; give a .jsonl file")
+    rows = READERS[".jsonl"](path, f"{where}: {path}")
     if not rows:
-        raise DataError(f"--row: {path} is empty; give it at least one row")
+        raise DataError(f"{where}: {path} is empty; give it at least one row")
     return rows
 
 
