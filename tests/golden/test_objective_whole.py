@@ -136,6 +136,7 @@ def scalar_metrics(case: PolicyCase, algorithm: Algorithm, with_old: bool, with_
         "clip/low_frac": mean_over_loss_tokens(case, low),
         "clip/high_frac": mean_over_loss_tokens(case, high),
         "ratio/mean": mean_over_loss_tokens(case, ratio),
+        "tokens/num_loss": float(sum(map(sum, case.mask))),
         "kl/k1_old": mean_over_loss_tokens(case, [[old[b][t] - case.logprobs[b][t] for b, t in r] for r in places]),
     }
     if with_ref:
@@ -193,6 +194,7 @@ def test_metrics_by_hand() -> None:
             "clip/low_frac": 0.5,
             "clip/high_frac": 0.5,
             "ratio/mean": 1.25,
+            "tokens/num_loss": 2.0,
             "kl/k1_old": 0.0,
             "loss/kl": 0.1 * k3,
             "kl/k3_ref": k3,

@@ -289,6 +289,8 @@ def test_metrics_by_hand() -> None:
     assert actual["sampler/rho_mean"] == pytest.approx(7 / 6, rel=1e-9)
     assert actual["sampler/ess"] == pytest.approx(12.25 / (3 * 5.25), rel=1e-9)
     assert actual["sampler/mismatch_kl"] == pytest.approx(1 / 6, rel=1e-9)
+    assert actual["sampler/chi2"] == pytest.approx(5.25 / 3 - 1, rel=1e-9)
+    assert actual["sampler/logprob_diff_mean"] == pytest.approx(2 * math.log(2.0) / 3, rel=1e-9)
 
 
 @pytest.mark.parametrize("rule", RULES)
@@ -310,6 +312,7 @@ def test_batch_without_loss_tokens_adds_nothing_and_has_finite_metrics() -> None
 def test_metrics_of_a_batch_without_sampling_logprobs_are_those_of_no_mismatch() -> None:
     actual = finished(metrics_of("icepop", [[-1.0, -2.0]], [[NAN, NAN]], [[True, True]]))
     expected = {"masked_frac": 0.0, "ess": 1.0, "mismatch_kl": 0.0, "rho_mean": 1.0}
+    expected |= {"chi2": 0.0, "logprob_diff_mean": 0.0}
     assert actual == {f"sampler/{name}": value for name, value in expected.items()}
 
 

@@ -301,7 +301,9 @@ def correction_token(
 
 
 def mismatch_metrics(old: Matrix, sampling: Matrix, mask: Mask, kept_tokens: Mask) -> dict[str, float]:
-    """Over the loss tokens: share dropped, (sum rho)^2 / (n sum rho^2), mean of rho - 1 - log rho, mean of rho."""
+    """Over the loss tokens: share dropped, (sum rho)^2 / (n sum rho^2), means of rho - 1 - log rho,
+    rho, rho^2 - 1 and |log rho|.
+    """
     rhos, dropped = [], 0
     for b in range(len(old)):
         for t in range(len(old[b])):
@@ -313,4 +315,6 @@ def mismatch_metrics(old: Matrix, sampling: Matrix, mask: Mask, kept_tokens: Mas
         "sampler/ess": math.fsum(rhos) ** 2 / (len(rhos) * math.fsum(rho * rho for rho in rhos)),
         "sampler/mismatch_kl": mean([rho - 1.0 - math.log(rho) for rho in rhos]),
         "sampler/rho_mean": mean(rhos),
+        "sampler/chi2": mean([rho * rho for rho in rhos]) - 1.0,
+        "sampler/logprob_diff_mean": mean([abs(math.log(rho)) for rho in rhos]),
     }
