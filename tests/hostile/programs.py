@@ -19,6 +19,8 @@ def detach():
         except (OSError, ValueError): pass
 """
 
+FORKS_ONE_BY_ONE = "import os, time\nwhile True:\n    if os.fork() == 0: time.sleep(99)"
+
 # Every one of these must get 0.
 FAILING = {
     "fork bomb": "import os\nwhile True:\n    try: os.fork()\n    except OSError: pass",

@@ -20,6 +20,7 @@ from tests.hostile.programs import (
     DETACH,
     FAILING,
     FAKING,
+    FORKS_ONE_BY_ONE,
     IO,
     LEAVING,
     SECRET,
@@ -33,7 +34,10 @@ pytestmark = pytest.mark.filterwarnings("ignore:backend unsafe_subprocess")
 
 @pytest.mark.parametrize("name", FAILING)
 def test_program_that_takes_too_much_or_crashes_gets_nothing(arena: Arena, name: str) -> None:
-    judgement = arena.judge(FAILING[name], IO, memory_mb=256)
+    program = FAILING[name]
+    if name == "fork bomb" and arena.backend == "unsafe_subprocess" and os.geteuid() == 0:
+        program = FORKS_ONE_BY_ONE  # the kernel does not limit root: a real bomb would slow every other test down
+    judgement = arena.judge(program, IO, memory_mb=256)
     assert judgement.value == 0.0, judgement
     assert judgement.status in (Status.WRONG, Status.TIMEOUT)
 
