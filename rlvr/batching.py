@@ -1,6 +1,6 @@
 """From ragged rows to micro-batches: which rows share one, and how they are padded."""
 
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
 
 import torch
 from torch import Tensor
@@ -101,7 +101,25 @@ def collate(rows: Sequence[TrainRow], denominator: Denominator, pad_token_id: in
         denominator=denominator,
         sampled=TokenStats.joined(sampled, right_padded) if len(sampled) == len(rows) else None,
         supports=[row.support for row in rows if row.support is not None] or None,
+        **_shaped(rows, right_padded, device),
     )
+
+
+def _shaped(
+    rows: Sequence[TrainRow], right_padded: Callable[[list[Tensor]], Tensor], device: torch.device
+) -> dict[str, Tensor]:
+    """The fields of rows whose ratio is shaped; none where there is no such row."""
+    if all(row.gamma is None for row in rows):
+        return {}
+    gammas = [float("nan") if row.gamma is None else row.gamma for row in rows]
+    behaviours = [
+        torch.zeros(len(row.completion_ids)) if row.behaviour_logprobs is None else row.behaviour_logprobs.cpu()
+        for row in rows
+    ]
+    return {
+        "gammas": torch.tensor(gammas, device=device),
+        "behaviour_logprobs": right_padded(behaviours).to(device),
+    }
 
 
 def support_query(batch: Microbatch) -> tuple[Tensor | None, Tensor | None, Tensor | None]:

@@ -18,8 +18,22 @@ from rlvr.verification import Verdicts
 
 
 @dataclass(frozen=True)
+class OffPolicy:
+    """How a completion counts that the policy, given the loss's context, did not sample.
+
+    Its probability ratio r is not clipped but shaped, f(r) = r / (r + gamma).
+    """
+
+    gamma: float | None = None  # None: a quantile of the ratios of all such completions of the generation batch
+    is_certain: bool = False  # the sampler's probabilities count as 1, as those of a teacher are not known
+
+
+@dataclass(frozen=True)
 class Rollouts:
-    """Prompts and sampled completions of this rank, before scoring. Every list has one entry per completion."""
+    """Prompts and sampled completions of this rank, before scoring. Every list has one entry per completion.
+
+    Without help the loss conditions on what the sampler did, and the last three lists need not be given.
+    """
 
     group_ids: list[int]  # completions of one prompt share an id, wherever they are
     prompts: list[Any]  # as the data set holds them: text or messages
@@ -31,6 +45,19 @@ class Rollouts:
     sampling_logprobs: list[list[float]] | None  # what the engine reported
     truncated: list[bool]  # stopped by length, not by EOS
     columns: dict[str, list[Any]]  # the other columns of the data set
+    loss_context_ids: list[list[int]] = field(default_factory=list)  # what the loss conditions on
+    off_policy: list[OffPolicy | None] = field(default_factory=list)
+    hints: list[str | None] = field(default_factory=list)  # what the context has beside the prompt
+
+    def __post_init__(self) -> None:
+        count = len(self.group_ids)
+        for name, neutral in (
+            ("loss_context_ids", self.context_ids),
+            ("off_policy", [None] * count),
+            ("hints", [None] * count),
+        ):
+            if len(getattr(self, name)) != count:
+                object.__setattr__(self, name, neutral)
 
 
 @dataclass(frozen=True)
@@ -39,6 +66,11 @@ class ScoredRollouts:
 
     rollouts: Rollouts
     verdicts: Verdicts
+    plain_outcomes: list[float | None] = field(default_factory=list)  # [B] of the rollouts without help, by group
+
+    def __post_init__(self) -> None:
+        if not self.plain_outcomes:
+            object.__setattr__(self, "plain_outcomes", self.verdicts.outcomes)
 
 
 @dataclass(frozen=True)
@@ -55,6 +87,8 @@ class TrainRow:
     sampling_logprobs: Tensor | None = None  # [T], NaN where the engine gave none
     sampled: TokenStats | None = None  # [T] under the policy that sampled; None when no regulariser asks
     support: Support | None = None  # the tokens that its filter kept
+    behaviour_logprobs: Tensor | None = None  # [T] as sampled, where the loss conditions on something else
+    gamma: float | None = None  # of its shaped ratio; None: an ordinary ratio
 
     @property
     def length(self) -> int:
@@ -80,4 +114,6 @@ class Microbatch:
     denominator: Denominator
     sampled: TokenStats | None = None  # [b, T] under the policy that sampled; None when no regulariser asks
     supports: list[Support] | None = None  # of each row
+    gammas: Tensor | None = None  # [b] of shaped ratios, NaN on rows with an ordinary one; None: no row has one
+    behaviour_logprobs: Tensor | None = None  # [b, T] what a shaped ratio divides by, 0 on other rows
     prepared: Mapping[str, Prepared] = field(default_factory=dict)  # by regulariser, cut to [b, T]

@@ -20,6 +20,7 @@ from rlvr.objectives.mismatch import (
 from rlvr.objectives.policy_loss import POLICY_LOSSES, PolicySettings, clip_masks
 from rlvr.objectives.ratio import RATIO_LEVELS
 from rlvr.objectives.regularizers.base import LiveTokens, Prepared, Regularizer
+from rlvr.objectives.shaped_ratio import shaped_loss
 from rlvr.ops.support import SupportLogprobs
 from rlvr.ops.token_stats import TokenStats
 from rlvr.types import Microbatch
@@ -63,7 +64,8 @@ def objective(
         return aggregate(values.detach().to(logprobs.dtype), mask, denominator, "token_mean")
 
     losses = POLICY_LOSSES[algorithm.policy_loss](logprobs, log_ratio, batch.advantages, settings)
-    weights, metrics = _mismatch(old_logprobs, batch, algorithm)
+    losses, is_shaped, sampler_logprobs = _with_shaped(losses, logprobs, old_logprobs, batch)
+    weights, metrics = _mismatch(sampler_logprobs, batch, algorithm)
     live = replace(stats, logprobs=logprobs)
     terms = {
         each.name: each.contribute(_live_tokens(each, live, old_logprobs, batch, algorithm, step, support))
@@ -80,8 +82,8 @@ def objective(
         "loss/policy": policy_loss.detach(),
         "tokens/num_loss": mask.sum().to(logprobs.dtype),
         "entropy/mean_token": token_share(stats.entropy),
-        "clip/low_frac": token_share(low_mask),
-        "clip/high_frac": token_share(high_mask),
+        "clip/low_frac": token_share(low_mask & ~is_shaped),
+        "clip/high_frac": token_share(high_mask & ~is_shaped),
         "ratio/mean": token_share(log_ratio.exp()),
         "kl/k1_old": token_share(old_logprobs - logprobs),
     }
@@ -95,6 +97,22 @@ def objective(
         return StepLoss(loss, metrics)
     kl_loss, kl_metrics = _kl(logprobs, old_logprobs, batch.ref_logprobs, batch, algorithm)
     return StepLoss(loss + kl_loss, metrics | kl_metrics)
+
+
+def _with_shaped(
+    losses: Tensor, logprobs: Tensor, old_logprobs: Tensor, batch: Microbatch
+) -> tuple[Tensor, Tensor, Tensor]:
+    """The losses with those of shaped ratios in their places, which places [b, T] these are, and the log-probs [b, T]
+    under the context that each token was sampled in.
+    """
+    mask = batch.loss_mask
+    if batch.gammas is None or batch.behaviour_logprobs is None:
+        return losses, torch.zeros_like(mask), old_logprobs
+    is_shaped = ~batch.gammas.isnan().unsqueeze(1).expand_as(mask)
+    sampler_logprobs = torch.where(mask & is_shaped, batch.behaviour_logprobs, old_logprobs)
+    log_ratio = RATIO_LEVELS["token"](logprobs, sampler_logprobs, mask)
+    shaped = shaped_loss(log_ratio, batch.advantages, batch.gammas.nan_to_num(1.0).unsqueeze(1))
+    return torch.where(is_shaped, shaped, losses), is_shaped, sampler_logprobs
 
 
 def _kl(

@@ -48,6 +48,7 @@ def step_tokens(
     )
     log_ratio = RATIO_LEVELS[algorithm.ratio_level](current.logprobs, old, mask)
     low, high = clip_masks(log_ratio, advantages, clip_low=algorithm.clip_low, clip_high=algorithm.clip_high)
+    ordinary = torch.cat([_is_ordinary(batch) for batch in batches])
     numbers = [torch.full_like(batch.row_ids, number) for number, batch in enumerate(batches)]
     return StepTokens(
         mask=mask,
@@ -55,13 +56,18 @@ def step_tokens(
         current=current,
         old_logprobs=old,
         sampled=sampled,
-        clipped=low | high,
+        clipped=(low | high) & ordinary.unsqueeze(1),
         row_ids=torch.cat([batch.row_ids for batch in batches]),
         microbatch_ids=torch.cat(numbers),
         step=step,
         seed=seed,
         gather=gather,
     )
+
+
+def _is_ordinary(batch: Microbatch) -> Tensor:
+    """[b] bool: rows whose ratio can be clipped, as it is not shaped."""
+    return torch.ones_like(batch.row_ids, dtype=torch.bool) if batch.gammas is None else batch.gammas.isnan()
 
 
 def prepare_step(
