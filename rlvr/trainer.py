@@ -37,7 +37,7 @@ from rlvr.batching import (
 from rlvr.config import Algorithm
 from rlvr.config.schema import RewardsConfig
 from rlvr.errors import RecipeError
-from rlvr.frozen import frozen_statistics
+from rlvr.frozen import FrozenPass
 from rlvr.gathering import gather_ragged, gather_table
 from rlvr.objectives.aggregation import Denominator
 from rlvr.objectives.objective import finish_metrics, objective
@@ -45,8 +45,8 @@ from rlvr.objectives.regularizers import Regularizer, all_needs
 from rlvr.objectives.regularizers.base import StepTokens
 from rlvr.objectives.regularizers.step import prepare_step, step_tokens
 from rlvr.objectives.reward_kl import reward_penalties
-from rlvr.ops.support import Support, SupportLogprobs
-from rlvr.ops.token_stats import LOGPROBS, StatsRequest, TokenStats
+from rlvr.ops.support import SupportLogprobs
+from rlvr.ops.token_stats import StatsRequest, TokenStats
 from rlvr.policy import attach_token_stats, completion_stats, read_completions
 from rlvr.reporting.completions import completions_table
 from rlvr.reporting.metrics import majority_rate, mean_shares
@@ -106,6 +106,9 @@ class RLVRTrainer(GRPOTrainer):
         self.rewards_config = rewards
         self.latest_completions: dict[str, list[Any]] = {}  # of the newest rollouts, all ranks, on the main process
         self._step_sums = StepSums()
+        self._frozen = FrozenPass(
+            self.accelerator, args.per_device_train_batch_size, self._tokenizer.pad_token_id, self.temperature
+        )
 
     # ---- the step ---------------------------------------------------------------------------------------------------
 
@@ -158,10 +161,10 @@ class RLVRTrainer(GRPOTrainer):
         loss_masks = loss_masks_of(rollouts, algorithm.overlong_filter)
         columns = zip(rollouts.context_ids, rollouts.completion_ids, loss_masks, strict=True)
         rows = [TrainRow(context, completion, mask, 0.0) for context, completion, mask in columns]
-        frozen = self._frozen_statistics(self.model, rows, LOGPROBS)
+        logprobs = self._frozen.logprobs(self.model, rows)
         masks = [torch.tensor(mask, device=self.accelerator.device) for mask in loss_masks]
         return reward_penalties(
-            [stats.logprobs for stats, _ in frozen],
+            logprobs,
             self._ref_logprobs(rows),
             masks,
             estimator=algorithm.kl_estimator,
@@ -328,7 +331,7 @@ class RLVRTrainer(GRPOTrainer):
         is_off_policy = generate_every != self.args.gradient_accumulation_steps or self.use_vllm
         if is_off_policy or self.needs.step is not None:
             with self._timed("old_logprobs"):
-                frozen = self._frozen_statistics(self.model, rows, self._sampled_request, self.needs.support)
+                frozen = self._frozen(self.model, rows, self._sampled_request, self.needs.support)
             for i, (stats, support) in enumerate(frozen):
                 old = stats.logprobs if is_off_policy else None
                 sampled = stats if self.needs.step is not None else None
@@ -340,27 +343,12 @@ class RLVRTrainer(GRPOTrainer):
     def _ref_logprobs(self, rows: Sequence[TrainRow]) -> list[Tensor]:
         model = self.ref_model or self.model
         with nullcontext() if self.ref_model else self.accelerator.unwrap_model(model).disable_adapter():
-            return [stats.logprobs for stats, _ in self._frozen_statistics(model, rows, LOGPROBS)]
+            return self._frozen.logprobs(model, rows)
 
     @property
     def _sampled_request(self) -> StatsRequest:
         """Serves the first optimiser step on these rollouts as well, as the weights are the same then."""
         return self.needs.sampled if self.needs.step is None else self.needs.sampled.merged(self.needs.step)
-
-    def _frozen_statistics(
-        self, model: torch.nn.Module, rows: Sequence[TrainRow], request: StatsRequest, with_support: bool = False
-    ) -> list[tuple[TokenStats, Support | None]]:
-        with self.accelerator.autocast():
-            return frozen_statistics(
-                model,
-                rows,
-                num_batches=self.args.steps_per_generation,
-                pad_token_id=self._tokenizer.pad_token_id,
-                device=self.accelerator.device,
-                temperature=self.temperature,
-                request=request,
-                with_support=with_support,
-            )
 
     @torch.no_grad()
     def _statistics_of(self, batch: Microbatch) -> TokenStats:

@@ -150,7 +150,5 @@ class GuidanceConfig(Section):
                 if getattr(self, name) != type(self).model_fields[name].default:
                     raise Problem(name, "has no effect with start 'first_step'; set start to 'plateau', or remove it")
         _check_template("prompt_template", self.prompt_template, ("prompt", "hint"), ("prompt", "hint"))
-        _check_template(
-            "exemplar_template", self.exemplar_template, ("prompt", "completion"), ("prompt", "completion")
-        )
+        _check_template("exemplar_template", self.exemplar_template, ("prompt", "completion"), ("prompt", "completion"))
         return self

@@ -16,7 +16,7 @@ def test_reported_logprobs_reach_the_metrics_of_the_step(make_trainer: MakeTrain
     trainer = make_trainer()
     rollouts = trainer.rollout([row for row in letter_dataset(4) for _ in range(4)])
     assert all(batch.sampling_logprobs is None for batch in trainer.microbatches(rollouts, [1.0] * 16))
-    frozen = trainer._frozen_statistics(trainer.model, _rows_of(rollouts), LOGPROBS)
+    frozen = trainer._frozen(trainer.model, _rows_of(rollouts), LOGPROBS)
     own = [stats.logprobs - gap for stats, _ in frozen]
     reported = replace(rollouts, sampling_logprobs=[values.tolist() for values in own])
     for batch in trainer.microbatches(reported, [1.0] * 16):
