@@ -1,0 +1,1 @@
+"""Help for prompts that the policy cannot solve yet: where it comes from, and how it enters a group."""
