@@ -146,6 +146,7 @@ class RLVRTrainer(GRPOTrainer):
                 completions=rollouts.completions,
                 completion_ids=rollouts.completion_ids,
                 columns=rollouts.columns,
+                prompt_ids=rollouts.group_ids,
                 trainer_state=self.state,
                 log_extra=self._log_completion_extra,
                 log_metric=self._log_metric,

@@ -96,7 +96,8 @@ class RewardsConfig(Section):
     timeout_s: float = Field(default=5.0, gt=0)  # per judgement
     memory_mb: int = Field(default=1024, ge=64)  # per worker, beyond the imported rewards
     async_concurrency: int = Field(default=64, ge=1)  # judgements at once
-    async_timeout_s: float = Field(default=60.0, gt=0)  # for all asynchronous judgements of a step together
+    # For all asynchronous judgements of a step together; those that take the verifier's outcomes have as long again.
+    async_timeout_s: float = Field(default=60.0, gt=0)
 
     @property
     def verifier_name(self) -> str:

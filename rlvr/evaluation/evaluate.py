@@ -129,4 +129,5 @@ def _judge(rollouts: Rollouts, functions: Sequence[RewardFunction], rewards: Rew
         completions=rollouts.completions,
         completion_ids=rollouts.completion_ids,
         columns=rollouts.columns,
+        prompt_ids=rollouts.group_ids,
     )
