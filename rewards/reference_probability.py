@@ -107,14 +107,15 @@ def reference_probability(
     z is the completion with the content of its last `<tag>...</tag>` replaced by the reference a*, and
     p(z) = (1/|a*|) sum_t pi(a*_t | x, z, a*_<t). p0 is the same right after the prompt and `baseline_prefix`, without
     reasoning. `debias: false` gives p(z) itself; `aggregate` takes another mean (`geometric`, `product`,
-    `mean_logprob`) in place of the arithmetic one. pi is the trainer's `scorer` where it offers one, else the causal
-    language model `model` (a folder, loaded once per process). A completion without the tag gets 0; an empty reference,
-    or a value that is not finite, gives no verdict. Assumes that reasoning which merely states the answer is as good
-    as reasoning that finds it. In the paper the reward is 0.9 of this and 0.1 of `format_tags`.
+    `mean_logprob`) in place of the arithmetic one. pi is the policy as it is at this step, the trainer's `scorer`; with
+    `model` it is that causal language model instead (a folder, loaded once per process). A completion without the tag
+    gets 0; an empty reference, or a value that is not finite, gives no verdict. Assumes that reasoning which merely
+    states the answer is as good as reasoning that finds it. In the paper the reward is 0.9 of this and 0.1 of
+    `format_tags`.
     """
     check_choice("aggregate", aggregate, AGGREGATES)
     check_text("tag", tag)
-    judge = scorer or _model_scorer(model, device, dtype, batch_size, template)
+    judge = scorer if scorer and model is None else _model_scorer(model, device, dtype, batch_size, template)
     references = [as_text(gold) for gold in answer]
     reasonings = [_before_answer(text_of(completion), tag) for completion in completions]
     starts = [judge.render(prompt) for prompt in prompts]
@@ -153,7 +154,7 @@ def _before_answer(text: str, tag: str) -> str | None:
 
 def _model_scorer(model: str | None, device: str, dtype: str, batch_size: int, template: str) -> TokenScorer:
     if model is None:
-        remedy = "set `args: {model: ...}` to a folder with a causal language model"
+        remedy = "set `args: {model: ...}` to a folder with a causal language model; a run offers its policy by itself"
         raise RewardError(f"reward 'reference_probability' has no model to score with; {remedy}")
     check_text("model", model)
     if batch_size < 1:

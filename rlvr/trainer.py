@@ -48,6 +48,7 @@ from rlvr.objectives.reward_kl import reward_penalties
 from rlvr.ops.support import SupportLogprobs
 from rlvr.ops.token_stats import StatsRequest, TokenStats
 from rlvr.policy import attach_token_stats, completion_stats, read_completions
+from rlvr.policy_scorer import scorer_offer
 from rlvr.reporting.completions import completions_table
 from rlvr.reporting.metrics import majority_rate, mean_shares
 from rlvr.reporting.step_sums import StepSums
@@ -109,6 +110,9 @@ class RLVRTrainer(GRPOTrainer):
         self._frozen = FrozenPass(
             self.accelerator, args.per_device_train_batch_size, self._tokenizer.pad_token_id, self.temperature
         )
+        self.offers = scorer_offer(
+            self.reward_functions, lambda: self.model, self._tokenizer, self._frozen, self.chat_template_kwargs
+        )
 
     # ---- the step ---------------------------------------------------------------------------------------------------
 
@@ -150,6 +154,7 @@ class RLVRTrainer(GRPOTrainer):
                 trainer_state=self.state,
                 log_extra=self._log_completion_extra,
                 log_metric=self._log_metric,
+                **self.offers,
             )
         self._record(mean_shares(self.accelerator, verdicts))
         return ScoredRollouts(rollouts, verdicts)

@@ -107,6 +107,13 @@ def test_options_of_the_reward() -> None:
     assert score(baseline_prefix="<a>") == pytest.approx(0.65 - 0.15)
 
 
+def test_model_of_the_recipe_comes_before_the_trainers_policy(language_model: str) -> None:
+    scorer, texts = TableScorer({}), ["z<answer>4</answer>"]
+    alone = reference_probability(texts, ["q"], ["3"], model=language_model, debias=False)
+    assert reference_probability(texts, ["q"], ["3"], scorer, model=language_model, debias=False) == alone
+    assert scorer.asked == []
+
+
 def test_no_reference_no_verdict() -> None:
     got = reference_probability(["<answer></answer>"] * 3, ["q"] * 3, ["", None, ["3"]], TableScorer({}))  # type: ignore[list-item]
     assert got == [None, None, None]
