@@ -1,8 +1,7 @@
 """How likely the reasoning makes the reference answer (RLPR, Yu et al. 2025, arXiv:2506.18254)."""
 
 import math
-from collections.abc import Mapping, Sequence
-from dataclasses import dataclass
+from collections.abc import Sequence
 from typing import Any
 
 from rewards._columns import as_text, check_choice, check_text
@@ -41,45 +40,6 @@ def aggregate(logprobs: Sequence[float], how: str) -> float:
 def debiased(with_reasoning: float, without: float) -> float:
     """r = max(0, p - p0): what the reasoning added to the likelihood that the answer had anyway."""
     return max(0.0, with_reasoning - without)
-
-
-@dataclass
-class StdFilter:
-    """Drops prompts whose rewards hardly differ within the group, against a moving average of that deviation.
-
-    Every step the mean of the groups' deviations enters ema = decay * ema + (1 - decay) * mean, which begins with the
-    mean of step `first_step`. From step `first_filtered` on a prompt is kept if its deviation >= ratio * ema, by the
-    average before this step entered it (our choice; the paper's text leaves the order open). Steps count from 1. A
-    deviation that is NaN, of a group without verdicts, is dropped once filtering began and never averaged.
-    """
-
-    decay: float = 0.99
-    ratio: float = 0.5
-    first_step: int = 6
-    first_filtered: int = 11
-    step: int = 0
-    ema: float | None = None
-
-    def keep(self, deviations: Sequence[float]) -> list[bool]:
-        """Which groups of this step to train on. Advances by one step."""
-        self.step += 1
-        kept = [True] * len(deviations)
-        if self.step >= self.first_filtered and self.ema is not None:
-            kept = [deviation >= self.ratio * self.ema for deviation in deviations]
-        known = [deviation for deviation in deviations if not math.isnan(deviation)]
-        if self.step >= self.first_step and known:
-            mean = sum(known) / len(known)
-            self.ema = mean if self.ema is None else self.decay * self.ema + (1 - self.decay) * mean
-        return kept
-
-    def state_dict(self) -> dict[str, Any]:
-        """What has changed since construction."""
-        return {"step": self.step, "ema": self.ema}
-
-    def load_state_dict(self, state: Mapping[str, Any]) -> None:
-        """The inverse of `state_dict`."""
-        self.step = state["step"]
-        self.ema = state["ema"]
 
 
 # ---- reward ---------------------------------------------------------------------------------------------------------

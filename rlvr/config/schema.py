@@ -15,6 +15,7 @@ from rlvr.config.presets import (
     AdvantageRule,
     Aggregation,
     Algorithm,
+    GroupFilter,
     KLEstimator,
     KLPlacement,
     Mismatch,
@@ -136,6 +137,7 @@ class AlgorithmConfig(Section):
     sapo_tau_pos: float | None = Field(default=None, gt=0)
     sapo_tau_neg: float | None = Field(default=None, gt=0)
     aggregation: Aggregation | None = None
+    group_filter: GroupFilter | None = None
     overlong_filter: bool | None = None
     kl_coef: float | None = Field(default=None, ge=0)
     kl_estimator: KLEstimator | None = None

@@ -12,6 +12,7 @@ from rewards._scorer import TokenScorer
 from rlvr.config import PRESETS
 from rlvr.config.regularizers import RegularizersConfig
 from rlvr.config.schema import AlgorithmConfig, RewardsConfig
+from rlvr.objectives.group_filter import StdFilter
 from rlvr.objectives.regularizers import build_regularizers
 from rlvr.trainer import RLVRTrainer
 from rlvr.types import Rollouts
@@ -128,6 +129,7 @@ RUNS: dict[str, tuple[str, dict[str, Any]]] = {
     "regularised": ("dapo", REGULARIZERS),
     "exact_vocab": ("dapo", {"lp_reg": {"share": 1.0, "threshold": 0.3, "kl": "exact_vocab"}}),
     "policy_scorer": ("dapo", {}),
+    "group_filter": ("dapo", {}),
 }
 
 
@@ -136,6 +138,8 @@ def train_one_step(folder: Path, name: str, processes: int) -> None:
     model = sharp(tiny_model()) if regularizers else tiny_model()
     reward = policy_reward if name == "policy_scorer" else score_reward
     trainer = one_step_trainer(folder, preset, processes, model, regularizers, reward)
+    if name == "group_filter":
+        trainer.group_filter = StdFilter(step=20, ema=0.5)  # late enough to drop some groups
     for regularizer in trainer.regularizers:
         # As if the run had gone on for a while, or the anchor would be where the entropy is.
         regularizer.load_state_dict({"anchor": 2.0, "coef": 0.01, "last_entropy": 0.0})
