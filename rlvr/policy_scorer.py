@@ -37,10 +37,11 @@ class PolicyScorer:
         """The prompt as the policy samples from it: text as it is, messages by the tokenizer's chat template."""
         if isinstance(prompt, str):
             return prompt
-        text: str = self.tokenizer.apply_chat_template(
-            prompt, tokenize=False, add_generation_prompt=True, **self.template_options
+        return str(
+            self.tokenizer.apply_chat_template(
+                prompt, tokenize=False, add_generation_prompt=True, **self.template_options
+            )
         )
-        return text
 
     def score_tokens(self, texts: Sequence[str], targets: Sequence[str]) -> list[list[float]]:
         """As `TokenScorer` says, without gradient and without dropout.
