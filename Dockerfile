@@ -10,9 +10,10 @@ ENV DEBIAN_FRONTEND=noninteractive \
 
 SHELL ["/bin/bash", "-o", "pipefail", "-c"]
 
+# bubblewrap is the sandbox of the reward `code`; the container must be allowed namespaces (docs/sandbox.md).
 # hadolint ignore=DL3008
 RUN apt-get update \
-    && apt-get install -y --no-install-recommends git make python3 python3-dev python3-venv \
+    && apt-get install -y --no-install-recommends bubblewrap git make python3 python3-dev python3-venv \
     && rm -rf /var/lib/apt/lists/*
 
 WORKDIR /workspace/rlvr

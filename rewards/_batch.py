@@ -23,11 +23,11 @@ def outcomes_of(
     verifier_args: Mapping[str, Any] | None,
     columns: Mapping[str, Any],
 ) -> list[bool | None]:
-    """Whether each completion is right, for the reward `name`: as given, else as the registered `verifier` judges it.
+    """Whether each completion is right, for the reward `name`: as the registered `verifier` judges it, else as given.
 
     None stands for no verdict. The verifier runs here, in this process. Raises RewardError where there is neither.
     """
-    if outcomes is None:
+    if outcomes is None or verifier is not None:
         if verifier not in REGISTRY:
             remedy = f"set `args: {{verifier: ...}}` to one of {', '.join(REGISTRY)}"
             raise RewardError(f"reward {name!r} must know which completions are right; {remedy}")

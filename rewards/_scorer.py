@@ -18,6 +18,18 @@ class TokenScorer(Protocol):
         ...
 
 
+def encoded(
+    tokenizer: Any, text: str, target: str, room: int, padding: int, *, special: bool
+) -> tuple[list[int], list[int]]:
+    """The tokens of a text and of its target, `room` together: the end of the text, `padding` where it has no token.
+
+    `special` lets the tokenizer add its special tokens to the text.
+    """
+    before = tokenizer(end_of(text, room), add_special_tokens=special)["input_ids"]
+    after = tokenizer(end_of(target, room), add_special_tokens=False)["input_ids"][: room - 1]
+    return before[-(room - len(after)) :] or [padding], after
+
+
 class ModelScorer:
     """A causal language model in a folder or on the Hub. Text and target are tokenised apart."""
 
@@ -31,7 +43,12 @@ class ModelScorer:
 
     def score_tokens(self, texts: Sequence[str], targets: Sequence[str]) -> list[list[float]]:
         """A text that leaves no room for its target loses its beginning."""
-        pairs = [self._encoded(text, target) for text, target in zip(texts, targets, strict=True)]
+        special = self.tokenizer.chat_template is None  # a chat template writes the special tokens itself
+        room, padding = max_tokens(self.network), pad_id(self.network)
+        pairs = [
+            encoded(self.tokenizer, text, target, room, padding, special=special)
+            for text, target in zip(texts, targets, strict=True)
+        ]
         order = sorted(range(len(pairs)), key=lambda i: sum(map(len, pairs[i])))
         found: list[list[float]] = [[] for _ in pairs]
         for start in range(0, len(order), self.batch_size):
@@ -39,14 +56,6 @@ class ModelScorer:
             for i, values in zip(chosen, self._batch([pairs[i] for i in chosen]), strict=True):
                 found[i] = values
         return found
-
-    def _encoded(self, text: str, target: str) -> tuple[list[int], list[int]]:
-        special = self.tokenizer.chat_template is None  # a chat template writes the special tokens itself
-        room = max_tokens(self.network)
-        before = self.tokenizer(end_of(text, room), add_special_tokens=special)["input_ids"]
-        after = self.tokenizer(end_of(target, room), add_special_tokens=False)["input_ids"]
-        after = after[: room - 1]
-        return before[-(room - len(after)) :] or [pad_id(self.network)], after
 
     def _batch(self, pairs: Sequence[tuple[list[int], list[int]]]) -> list[list[float]]:
         """Padded on the left, so that all targets are at the end and only their logits are made."""

@@ -25,8 +25,8 @@ def co_reward(
     an answer to x is worth 1 if it equals v', one to x' if it equals v, else 0. Empty answers do not vote. A phrasing
     without any answer, or with a tie under `ties: void`, labels nothing: the other side gets 0.
 
-    Rows of equal `pair_id` are one question; its phrasings are told apart by `prompt_id`, where such a column is there,
-    else by their prompts. Assumes that both phrasings are in the batch of this process with their whole groups: a
+    Rows of equal `pair_id` are one question; its phrasings are told apart by `prompt_id`, which the trainer gives, else
+    by their prompts. Assumes that both phrasings are in the batch of this process with their whole groups: a
     lone phrasing has no verdict. Answers are read and compared as in `majority`.
     """
     keys = group_keys(completions, prompts, prompt_id, "co_reward")

@@ -27,9 +27,10 @@ def cosine_length(
     With L tokens: r(L) = r_L + (r_0 - r_L) (1 + cos(pi L / max_length)) / 2, where (r_0, r_L) is `right` or `wrong`:
     the values at no token and at max_length. From L + margin >= max_length on it is `exceed`, whatever the answer.
 
-    Right is what `outcomes` says (1 or above; the trainer's or a column's); without it, what the registered reward
-    `verifier` says when called with the columns and `verifier_args`, in this process. No verdict there is none here.
-    The defaults are the paper's, for PPO without scaling by the group: an empty wrong completion gets -10.
+    Right is what the verifier of the run says, whose `outcomes` (1 or above) the trainer gives. With `verifier`, the
+    name of a registered reward, it is what that one says when called with the columns and `verifier_args`, in this
+    process; where this reward is itself the verifier it needs one. No verdict there is none here. The defaults are the
+    paper's, for PPO without scaling by the group: an empty wrong completion gets -10.
     """
     lengths = lengths_of("cosine_length", completion_ids, max_length)
     found = outcomes_of("cosine_length", completions, outcomes, verifier, verifier_args, _columns)

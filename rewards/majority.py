@@ -22,8 +22,8 @@ def majority(
     The answer is the text in the last `<tag>...</tag>`, or with `extraction: boxed` in the last `\boxed{}`; answers are
     equal when their characters are, blanks aside. Empty answers do not vote and get 0. At a tie the answer that comes
     first in the batch wins; with `ties: void` nobody does, and the group has no verdict. Nor has a group without any
-    answer. A group has one `prompt_id`, where such a column is there, else equal prompts. Assumes that the whole group
-    is in the batch of this process, and that the policy is right more often than it makes any one mistake.
+    answer. A group has one `prompt_id`, which the trainer gives; without it, equal prompts. Assumes that the whole
+    group is in the batch of this process, and that the policy is right more often than it makes any one mistake.
     """
     keys = group_keys(completions, prompts, prompt_id, "majority")
     answers = answers_of(completions, extraction, tag)

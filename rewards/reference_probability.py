@@ -1,8 +1,7 @@
 """How likely the reasoning makes the reference answer (RLPR, Yu et al. 2025, arXiv:2506.18254)."""
 
 import math
-from collections.abc import Mapping, Sequence
-from dataclasses import dataclass
+from collections.abc import Sequence
 from typing import Any
 
 from rewards._columns import as_text, check_choice, check_text
@@ -43,45 +42,6 @@ def debiased(with_reasoning: float, without: float) -> float:
     return max(0.0, with_reasoning - without)
 
 
-@dataclass
-class StdFilter:
-    """Drops prompts whose rewards hardly differ within the group, against a moving average of that deviation.
-
-    Every step the mean of the groups' deviations enters ema = decay * ema + (1 - decay) * mean, which begins with the
-    mean of step `first_step`. From step `first_filtered` on a prompt is kept if its deviation >= ratio * ema, by the
-    average before this step entered it (our choice; the paper's text leaves the order open). Steps count from 1. A
-    deviation that is NaN, of a group without verdicts, is dropped once filtering began and never averaged.
-    """
-
-    decay: float = 0.99
-    ratio: float = 0.5
-    first_step: int = 6
-    first_filtered: int = 11
-    step: int = 0
-    ema: float | None = None
-
-    def keep(self, deviations: Sequence[float]) -> list[bool]:
-        """Which groups of this step to train on. Advances by one step."""
-        self.step += 1
-        kept = [True] * len(deviations)
-        if self.step >= self.first_filtered and self.ema is not None:
-            kept = [deviation >= self.ratio * self.ema for deviation in deviations]
-        known = [deviation for deviation in deviations if not math.isnan(deviation)]
-        if self.step >= self.first_step and known:
-            mean = sum(known) / len(known)
-            self.ema = mean if self.ema is None else self.decay * self.ema + (1 - self.decay) * mean
-        return kept
-
-    def state_dict(self) -> dict[str, Any]:
-        """What has changed since construction."""
-        return {"step": self.step, "ema": self.ema}
-
-    def load_state_dict(self, state: Mapping[str, Any]) -> None:
-        """The inverse of `state_dict`."""
-        self.step = state["step"]
-        self.ema = state["ema"]
-
-
 # ---- reward ---------------------------------------------------------------------------------------------------------
 
 
@@ -107,14 +67,15 @@ def reference_probability(
     z is the completion with the content of its last `<tag>...</tag>` replaced by the reference a*, and
     p(z) = (1/|a*|) sum_t pi(a*_t | x, z, a*_<t). p0 is the same right after the prompt and `baseline_prefix`, without
     reasoning. `debias: false` gives p(z) itself; `aggregate` takes another mean (`geometric`, `product`,
-    `mean_logprob`) in place of the arithmetic one. pi is the trainer's `scorer` where it offers one, else the causal
-    language model `model` (a folder, loaded once per process). A completion without the tag gets 0; an empty reference,
-    or a value that is not finite, gives no verdict. Assumes that reasoning which merely states the answer is as good
-    as reasoning that finds it. In the paper the reward is 0.9 of this and 0.1 of `format_tags`.
+    `mean_logprob`) in place of the arithmetic one. pi is the policy as it is at this step, the trainer's `scorer`; with
+    `model` it is that causal language model instead (a folder, loaded once per process). A completion without the tag
+    gets 0; an empty reference, or a value that is not finite, gives no verdict. Assumes that reasoning which merely
+    states the answer is as good as reasoning that finds it. In the paper the reward is 0.9 of this and 0.1 of
+    `format_tags`.
     """
     check_choice("aggregate", aggregate, AGGREGATES)
     check_text("tag", tag)
-    judge = scorer or _model_scorer(model, device, dtype, batch_size, template)
+    judge = scorer if scorer and model is None else _model_scorer(model, device, dtype, batch_size, template)
     references = [as_text(gold) for gold in answer]
     reasonings = [_before_answer(text_of(completion), tag) for completion in completions]
     starts = [judge.render(prompt) for prompt in prompts]
@@ -153,7 +114,7 @@ def _before_answer(text: str, tag: str) -> str | None:
 
 def _model_scorer(model: str | None, device: str, dtype: str, batch_size: int, template: str) -> TokenScorer:
     if model is None:
-        remedy = "set `args: {model: ...}` to a folder with a causal language model"
+        remedy = "set `args: {model: ...}` to a folder with a causal language model; a run offers its policy by itself"
         raise RewardError(f"reward 'reference_probability' has no model to score with; {remedy}")
     check_text("model", model)
     if batch_size < 1:

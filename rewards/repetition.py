@@ -24,7 +24,8 @@ def repetition(
 
     r = max_penalty (1 - distinct / all), over the n-grams of blank-separated words in small letters. A text of fewer
     than `ngram` words has none and gets 0. With `only_wrong` right answers get 0, and no verdict is none here; which
-    ones are right is told as for `cosine_length`: by `outcomes`, else by the registered reward `verifier`.
+    ones are right is told as for `cosine_length`: by the registered reward `verifier` where it is named, else by the
+    `outcomes` of the run's verifier.
     """
     if ngram < 1 or max_penalty > 0:
         remedy = "ngram must be at least 1 and max_penalty at most 0"

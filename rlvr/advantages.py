@@ -11,6 +11,7 @@ from rlvr.batching import loss_masks_of
 from rlvr.config import Algorithm
 from rlvr.gathering import gather_floats, gather_ragged
 from rlvr.objectives.advantage import ADVANTAGES
+from rlvr.objectives.group_filter import GroupFilter, kept_members
 from rlvr.objectives.reward_kl import baselined_rewards, token_returns, whitened_tokens
 from rlvr.reporting.metrics import rollout_metrics
 from rlvr.types import ScoredRollouts
@@ -28,9 +29,18 @@ class StepAdvantages:
 
 
 def step_advantages(
-    scored: ScoredRollouts, penalties: Sequence[Tensor], algorithm: Algorithm, accelerator: Accelerator
+    scored: ScoredRollouts,
+    penalties: Sequence[Tensor],
+    algorithm: Algorithm,
+    accelerator: Accelerator,
+    group_filter: GroupFilter | None = None,
 ) -> StepAdvantages:
-    """Groups may lie across ranks, so rewards are gathered. `penalties` [T] per completion are taken off the reward."""
+    """Groups may lie across ranks, so rewards are gathered. `penalties` [T] per completion are taken off the reward.
+
+    Completions of groups that `group_filter` drops, by their rewards without penalties, get advantage 0. That is our
+    choice, where RLPR takes the prompts out of the batch: they stay in statistics over the batch, in denominators and
+    under regularisers, so that what is left does not weigh more when much is dropped.
+    """
     verdicts, rollouts = scored.verdicts, scored.rollouts
     rewards = gather_floats(accelerator, [verdicts.rewards]).squeeze(1)
     outcomes = gather_floats(accelerator, [verdicts.outcomes]).squeeze(1)
@@ -59,6 +69,11 @@ def step_advantages(
             ddof=algorithm.advantage_ddof,
             eps=algorithm.advantage_eps,
         )
+    if group_filter is not None:
+        kept, metrics["groups/filtered_frac"] = kept_members(group_filter, rewards, group_ids)
+        advantages = torch.where(kept, advantages, 0.0)
+        if of_tokens is not None:
+            of_tokens = [torch.where(keep, each, 0.0) for keep, each in zip(kept[mine], of_tokens, strict=True)]
     metrics |= rollout_metrics(verdicts.names, components, rewards, outcomes, group_ids, advantages)
     return StepAdvantages(advantages[mine].tolist(), of_tokens, metrics)
 

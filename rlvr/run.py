@@ -87,6 +87,7 @@ def run_recipe(loaded: LoadedRecipe, resume: bool) -> Path:
     trainer.remove_callback(PrinterCallback)
     trainer.remove_callback(HFProgressCallback)
     evaluation.sample, evaluation.accelerator = trainer.sample, trainer.accelerator
+    evaluation.offers = trainer.offers
     recorder.latest_completions = lambda: trainer.latest_completions
     if state.is_main_process and not resume:
         run_directory.record_start(loaded, state.num_processes)

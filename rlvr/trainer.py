@@ -40,6 +40,7 @@ from rlvr.errors import RecipeError
 from rlvr.frozen import FrozenPass
 from rlvr.gathering import gather_ragged, gather_table
 from rlvr.objectives.aggregation import Denominator
+from rlvr.objectives.group_filter import build_group_filter
 from rlvr.objectives.objective import finish_metrics, objective
 from rlvr.objectives.regularizers import Regularizer, all_needs
 from rlvr.objectives.regularizers.base import StepTokens
@@ -48,6 +49,7 @@ from rlvr.objectives.reward_kl import reward_penalties
 from rlvr.ops.support import SupportLogprobs
 from rlvr.ops.token_stats import StatsRequest, TokenStats
 from rlvr.policy import attach_token_stats, completion_stats, read_completions
+from rlvr.policy_scorer import scorer_offer
 from rlvr.reporting.completions import completions_table
 from rlvr.reporting.metrics import majority_rate, mean_shares
 from rlvr.reporting.step_sums import StepSums
@@ -55,7 +57,7 @@ from rlvr.rollout import make_rollouts
 from rlvr.types import Microbatch, Rollouts, ScoredRollouts, TrainRow
 from rlvr.verification import RewardFunction, check_unscorable, verify
 
-REGULARIZERS_FILE = "regularizers.json"  # in a checkpoint: what regularisers remember
+REGULARIZERS_FILE = "regularizers.json"  # in a checkpoint: what regularisers and the group filter remember
 
 
 class RLVRTrainer(GRPOTrainer):
@@ -102,12 +104,18 @@ class RLVRTrainer(GRPOTrainer):
             attach_token_stats(self._base(self.ref_model))
         self.algorithm = algorithm
         self.regularizers, self.needs = list(regularizers), all_needs(regularizers)
+        self.group_filter = build_group_filter(algorithm.group_filter)
+        filters = {} if self.group_filter is None else {"group_filter": self.group_filter}
+        self._remembering = {each.name: each for each in self.regularizers} | filters
         self.reward_functions = list(reward_functions)
         self.rewards_config = rewards
         self.latest_completions: dict[str, list[Any]] = {}  # of the newest rollouts, all ranks, on the main process
         self._step_sums = StepSums()
         self._frozen = FrozenPass(
             self.accelerator, args.per_device_train_batch_size, self._tokenizer.pad_token_id, self.temperature
+        )
+        self.offers = scorer_offer(
+            self.reward_functions, lambda: self.model, self._tokenizer, self._frozen, self.chat_template_kwargs
         )
 
     # ---- the step ---------------------------------------------------------------------------------------------------
@@ -146,9 +154,11 @@ class RLVRTrainer(GRPOTrainer):
                 completions=rollouts.completions,
                 completion_ids=rollouts.completion_ids,
                 columns=rollouts.columns,
+                prompt_ids=rollouts.group_ids,
                 trainer_state=self.state,
                 log_extra=self._log_completion_extra,
                 log_metric=self._log_metric,
+                **self.offers,
             )
         self._record(mean_shares(self.accelerator, verdicts))
         return ScoredRollouts(rollouts, verdicts)
@@ -173,7 +183,7 @@ class RLVRTrainer(GRPOTrainer):
 
     def advantages(self, scored: ScoredRollouts, penalties: Sequence[Tensor] = ()) -> list[float] | list[Tensor]:
         """Advantages of this rank's completions, or [T] of their tokens; statistics are of all ranks."""
-        result = step_advantages(scored, penalties, self.algorithm, self.accelerator)
+        result = step_advantages(scored, penalties, self.algorithm, self.accelerator, self.group_filter)
         check_unscorable(result.metrics["outcome/unscorable_frac"], self.rewards_config)
         self._record(result.metrics)
         self.latest_completions = gather_table(completions_table(scored, result.of_completions))
@@ -270,15 +280,15 @@ class RLVRTrainer(GRPOTrainer):
         super()._save_checkpoint(model, trial)
         if self.args.should_save:
             folder = Path(self._get_output_dir(trial=trial)) / f"{PREFIX_CHECKPOINT_DIR}-{self.state.global_step}"
-            states = {regularizer.name: regularizer.state_dict() for regularizer in self.regularizers}
+            states = {name: each.state_dict() for name, each in self._remembering.items()}
             (folder / REGULARIZERS_FILE).write_text(json.dumps(states) + "\n")
 
     def _load_optimizer_and_scheduler(self, checkpoint: str | None) -> None:
         super()._load_optimizer_and_scheduler(checkpoint)
-        if checkpoint is not None and self.regularizers:
+        if checkpoint is not None and self._remembering:
             states = json.loads((Path(checkpoint) / REGULARIZERS_FILE).read_text())
-            for regularizer in self.regularizers:
-                regularizer.load_state_dict(states[regularizer.name])
+            for name, each in self._remembering.items():
+                each.load_state_dict(states[name])
 
     # ---- sampling for evaluation ------------------------------------------------------------------------------------
 

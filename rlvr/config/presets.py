@@ -10,6 +10,7 @@ PolicyLoss = Literal["clip", "cispo", "sapo", "gppo", "reinforce"]
 Aggregation = Literal["token_mean", "sequence_mean", "constant", "token_sum"]
 KLPlacement = Literal["loss", "reward"]
 KLEstimator = Literal["k1", "k2", "k3", "k3_ratio"]
+GroupFilter = Literal["none", "std_ema"]
 Mismatch = Literal["none", "token_tis", "sequence_tis", "icepop", "sequence_mask", "geometric"]
 
 
@@ -30,6 +31,7 @@ class Switches:
     sapo_tau_pos: float
     sapo_tau_neg: float
     aggregation: Aggregation
+    group_filter: GroupFilter  # which groups are trained on; std_ema: not those whose rewards hardly differ
     overlong_filter: bool  # completions cut off by the length limit take no part in the loss
     kl_coef: float
     kl_estimator: KLEstimator
@@ -69,6 +71,7 @@ GRPO = Preset(
     sapo_tau_pos=1.0,
     sapo_tau_neg=1.05,
     aggregation="sequence_mean",
+    group_filter="none",
     overlong_filter=False,
     kl_coef=0.0,
     kl_estimator="k3",

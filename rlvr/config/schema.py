@@ -15,6 +15,7 @@ from rlvr.config.presets import (
     AdvantageRule,
     Aggregation,
     Algorithm,
+    GroupFilter,
     KLEstimator,
     KLPlacement,
     Mismatch,
@@ -96,7 +97,8 @@ class RewardsConfig(Section):
     timeout_s: float = Field(default=5.0, gt=0)  # per judgement
     memory_mb: int = Field(default=1024, ge=64)  # per worker, beyond the imported rewards
     async_concurrency: int = Field(default=64, ge=1)  # judgements at once
-    async_timeout_s: float = Field(default=60.0, gt=0)  # for all asynchronous judgements of a step together
+    # For all asynchronous judgements of a step together; those that take the verifier's outcomes have as long again.
+    async_timeout_s: float = Field(default=60.0, gt=0)
 
     @property
     def verifier_name(self) -> str:
@@ -135,6 +137,7 @@ class AlgorithmConfig(Section):
     sapo_tau_pos: float | None = Field(default=None, gt=0)
     sapo_tau_neg: float | None = Field(default=None, gt=0)
     aggregation: Aggregation | None = None
+    group_filter: GroupFilter | None = None
     overlong_filter: bool | None = None
     kl_coef: float | None = Field(default=None, ge=0)
     kl_estimator: KLEstimator | None = None

@@ -48,6 +48,7 @@ class EvaluationCallback(TrainerCallback):
         self.sets, self.config, self.functions, self.rewards, self.folder = sets, config, functions, rewards, folder
         self.sample: Sampler | None = None  # the trainer's, known only once it is built
         self.accelerator: Accelerator | None = None
+        self.offers: Mapping[str, Any] = {}  # what the trainer offers to reward functions beside the columns
 
     def on_train_begin(
         self, args: TrainingArguments, state: TrainerState, control: TrainerControl, **kwargs: Any
@@ -77,7 +78,13 @@ class EvaluationCallback(TrainerCallback):
                 total = len(rows) * (self.config.num_samples + self.config.greedy)
                 bar = progress.add_task(f"evaluate {name} {moment}", total=total, note="")
                 records = evaluate_rows(
-                    rows, self.sample, self.functions, self.rewards, self.config, partial(progress.advance, bar)
+                    rows,
+                    self.sample,
+                    self.functions,
+                    self.rewards,
+                    self.config,
+                    partial(progress.advance, bar),
+                    self.offers,
                 )
                 unique = {record.prompt_id: record for record in gather_object(records)}
                 results.append(summarise(name, list(unique.values()), self.config))

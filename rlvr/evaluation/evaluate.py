@@ -2,14 +2,16 @@
 
 from collections.abc import Callable, Mapping, Sequence
 from dataclasses import asdict, dataclass
+from types import MappingProxyType
 from typing import Any, Protocol
 
 from rlvr.config.schema import EvaluationConfig, RewardsConfig
 from rlvr.evaluation.estimators import bootstrap_interval, pass_at_k
 from rlvr.types import Rollouts
-from rlvr.verification import RewardFunction, verify
+from rlvr.verification import RewardFunction, Verdicts, verify
 
 NUM_RESAMPLES = 2000
+NOTHING: Mapping[str, Any] = MappingProxyType({})
 Row = Mapping[str, Any]
 
 
@@ -64,19 +66,23 @@ def evaluate_rows(
     rewards: RewardsConfig,
     config: EvaluationConfig,
     advance: Callable[[int], None],
+    offers: Mapping[str, Any] = NOTHING,
 ) -> list[PromptRecord]:
-    """Samples and verifies the rows of this rank; `advance` is told how many completions are done."""
+    """Samples and verifies the rows of this rank; `advance` is told how many completions are done.
+
+    `offers` are arguments that reward functions may take beside the columns.
+    """
     records = []
     prompts_each = max(1, config.batch_size // config.num_samples)
     for first in range(0, len(rows), prompts_each):
         chunk = rows[first : first + prompts_each]
         repeated = [row for row in chunk for _ in range(config.num_samples)]
         rollouts = sample(repeated, temperature=config.temperature)
-        verdicts = _judge(rollouts, functions, rewards)
+        verdicts = _judge(rollouts, functions, rewards, offers)
         advance(len(repeated))
         greedy: Sequence[float | None] = [None] * len(chunk)
         if config.greedy:
-            greedy = _judge(sample(chunk, temperature=0.0), functions, rewards).outcomes
+            greedy = _judge(sample(chunk, temperature=0.0), functions, rewards, offers).outcomes
             advance(len(chunk))
         for index, row in enumerate(chunk):
             mine = slice(index * config.num_samples, (index + 1) * config.num_samples)
@@ -121,7 +127,9 @@ def _estimate(values: Sequence[float], seed: int) -> Estimate:
     return Estimate(sum(values) / len(values), *bootstrap_interval(values, num_resamples=NUM_RESAMPLES, seed=seed))
 
 
-def _judge(rollouts: Rollouts, functions: Sequence[RewardFunction], rewards: RewardsConfig) -> Any:
+def _judge(
+    rollouts: Rollouts, functions: Sequence[RewardFunction], rewards: RewardsConfig, offers: Mapping[str, Any]
+) -> Verdicts:
     return verify(
         functions,
         rewards,
@@ -129,4 +137,6 @@ def _judge(rollouts: Rollouts, functions: Sequence[RewardFunction], rewards: Rew
         completions=rollouts.completions,
         completion_ids=rollouts.completion_ids,
         columns=rollouts.columns,
+        prompt_ids=rollouts.group_ids,
+        **offers,
     )

@@ -1,8 +1,8 @@
 """Reward functions: loading them by name, and calling them on completions. Imports no torch."""
 
 from rlvr.verification.asynchronous import TransientRewardError
-from rlvr.verification.calling import RewardFunction
+from rlvr.verification.calling import RewardFunction, takes
 from rlvr.verification.loading import load_reward
 from rlvr.verification.verify import Verdicts, check_unscorable, verify
 
-__all__ = ["RewardFunction", "TransientRewardError", "Verdicts", "check_unscorable", "load_reward", "verify"]
+__all__ = ["RewardFunction", "TransientRewardError", "Verdicts", "check_unscorable", "load_reward", "takes", "verify"]

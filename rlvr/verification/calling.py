@@ -16,6 +16,8 @@ from rlvr.verification.asynchronous import AsyncLimits, run_attempts
 from rlvr.verification.judging import Judge
 from rlvr.verification.tasks import Breach, Failure, checked
 
+NAMED = (inspect.Parameter.POSITIONAL_OR_KEYWORD, inspect.Parameter.KEYWORD_ONLY)
+
 
 @dataclass(frozen=True)
 class RewardFunction:
@@ -69,6 +71,24 @@ def call_all(
     return [columns[index] for index in range(len(functions))]
 
 
+def takes(function: Callable[..., Any], name: str) -> bool:
+    """Whether a parameter of that name is left to be given; `**columns` names none."""
+    return _parameter(function, name) is not None
+
+
+def requires(function: Callable[..., Any], name: str) -> bool:
+    """Whether the function cannot be called without an argument of that name."""
+    parameter = _parameter(function, name)
+    return parameter is not None and parameter.default is parameter.empty
+
+
+def _parameter(function: Callable[..., Any], name: str) -> inspect.Parameter | None:
+    if name in _unbound(function)[1]:
+        return None
+    parameter = inspect.signature(function).parameters.get(name)
+    return parameter if parameter is not None and parameter.kind in NAMED else None
+
+
 def _of_async(function: RewardFunction, results: list[Any], count: int) -> Column:
     if not isinstance(_unbound(function.function)[0], ItemReward):
         (result,) = results  # of the whole batch
@@ -108,7 +128,7 @@ def _unbound(function: Callable[..., Any]) -> tuple[Callable[..., Any], dict[str
 def _arguments(function: RewardFunction, offered: Mapping[str, Any]) -> dict[str, Any]:
     bound = function.function.keywords if isinstance(function.function, partial) else {}
     parameters = inspect.signature(function.function).parameters.values()
-    named = [each for each in parameters if each.kind in (each.POSITIONAL_OR_KEYWORD, each.KEYWORD_ONLY)]
+    named = [each for each in parameters if each.kind in NAMED]
     for each in named:
         if each.default is each.empty and each.name not in offered:
             has = ", ".join(offered)

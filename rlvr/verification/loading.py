@@ -19,7 +19,17 @@ from rlvr.config.problems import nearest
 from rlvr.errors import RewardError
 
 ENTRY_POINT_GROUP = "rlvr.rewards"
-GIVEN_BY_TRAINER = ("prompts", "completions", "completion_ids", "trainer_state", "log_extra", "log_metric")
+GIVEN_BY_TRAINER = (
+    "prompts",
+    "completions",
+    "completion_ids",
+    "prompt_id",
+    "outcomes",  # the verifier's, for the other functions
+    "scorer",  # the policy, where a function takes it
+    "trainer_state",
+    "log_extra",
+    "log_metric",
+)
 
 FILE_MODULE_PREFIX = "rlvr_reward_"
 

@@ -6,10 +6,10 @@ from typing import Any
 
 from rewards._item import Status
 from rlvr.config.schema import RewardsConfig
-from rlvr.errors import RunAborted
+from rlvr.errors import RewardError, RunAborted
 from rlvr.schedule import value_at
 from rlvr.verification.asynchronous import AsyncLimits
-from rlvr.verification.calling import Column, RewardFunction, call_all
+from rlvr.verification.calling import Column, RewardFunction, call_all, requires, takes
 from rlvr.verification.judging import shared_judge
 
 
@@ -48,9 +48,10 @@ def verify(
     completions: Sequence[Any],
     completion_ids: Sequence[Sequence[int]],
     columns: Mapping[str, Sequence[Any]],
+    prompt_ids: Sequence[int] | None = None,
     **extra: Any,
 ) -> Verdicts:
-    """Calls every function on all B completions.
+    """Calls every function on all B completions; `prompt_ids` [B] reach them as the column `prompt_id`.
 
     An `ItemReward` is judged by the workers of `config` (see `rlvr.verification.judging`), a plain function is called
     once here, asynchronous ones run concurrently (see `rlvr.verification.asynchronous`), after the others.
@@ -61,15 +62,17 @@ def verify(
     component of `config.gate` is None or below `config.gate_at`.
 
     A function gets what its signature takes of the columns, the batch and `extra`; arguments bound to it win over
-    columns. Raises RewardError when a function breaks its contract; what a plain function raises is raised unchanged.
+    columns. One that names `outcomes` is called after the others, with the outcomes [B] of the verifier; a column of
+    that name reaches no function. Raises RewardError when a function breaks its contract or the verifier cannot do
+    without outcomes; what a plain function raises is raised unchanged.
     """
     names = tuple(each.name for each in functions)
     verifier = names.index(config.verifier_name)
     gate = None if config.gate is None else names.index(config.gate)
-    offered = {**columns, "prompts": prompts, "completions": completions, "completion_ids": completion_ids, **extra}
-    judge = shared_judge(config.workers, config.timeout_s, config.memory_mb)
-    limits = AsyncLimits(config.async_concurrency, config.async_timeout_s)
-    called = call_all(functions, offered, judge, limits)
+    offered = {name: column for name, column in columns.items() if name != "outcomes"}
+    offered |= {} if prompt_ids is None else {"prompt_id": prompt_ids}
+    offered |= {"prompts": prompts, "completions": completions, "completion_ids": completion_ids, **extra}
+    called = _called(functions, verifier, offered, config)
     components = [list(row) for row in zip(*(column.values for column in called), strict=True)]
     weights = [value_at(each.weight, step) for each in functions]
     rewards: list[float | None] = []
@@ -84,6 +87,27 @@ def verify(
     return Verdicts(
         names, components, rewards, outcomes, _statuses(called[verifier], outcomes), called[verifier].cached
     )
+
+
+def _called(
+    functions: Sequence[RewardFunction], verifier: int, offered: Mapping[str, Any], config: RewardsConfig
+) -> list[Column]:
+    """One column per function, in their order; those that take outcomes are called once the verifier's are known."""
+    if requires(functions[verifier].function, "outcomes"):
+        raise RewardError(
+            f"reward {functions[verifier].name!r} is the verifier and needs 'outcomes', which are its own verdicts;"
+            " name another function in rewards.verifier, or give the parameter a default"
+        )
+    judge = shared_judge(config.workers, config.timeout_s, config.memory_mb)
+    limits = AsyncLimits(config.async_concurrency, config.async_timeout_s)
+    later = [i for i, each in enumerate(functions) if i != verifier and takes(each.function, "outcomes")]
+    first = [i for i in range(len(functions)) if i not in later]
+    columns = dict(zip(first, call_all([functions[i] for i in first], offered, judge, limits), strict=True))
+    if later:
+        outcomes = [_outcome(value, config.correct_at) for value in columns[verifier].values]
+        knowing = call_all([functions[i] for i in later], {**offered, "outcomes": outcomes}, judge, limits)
+        columns |= zip(later, knowing, strict=True)
+    return [columns[i] for i in range(len(functions))]
 
 
 def _below(value: float | None, threshold: float) -> bool:

@@ -16,7 +16,7 @@ from torch.distributed.tensor import DTensor
 from transformers import PreTrainedModel, Qwen3ForCausalLM
 
 from tests.conftest import tiny_model
-from tests.distributed.worker import REGULARIZERS, one_step_trainer, save_metrics
+from tests.distributed.worker import REGULARIZERS, one_step_trainer, policy_reward, save_metrics
 
 SGD: dict[str, Any] = {"optim": "sgd", "weight_decay": 0.0, "learning_rate": 1.0}
 
@@ -25,6 +25,7 @@ SGD: dict[str, Any] = {"optim": "sgd", "weight_decay": 0.0, "learning_rate": 1.0
 CASES: dict[str, dict[str, Any]] = {
     "tied": {},
     "untied": {},
+    "policy_scorer": {"reward": policy_reward},
     "two_steps": {"max_steps": 2, "num_iterations": 2, "learning_rate": 0.1},
     "regularised": {"max_steps": 2, "num_iterations": 2, "learning_rate": 0.1, "regularizers": REGULARIZERS},
 }

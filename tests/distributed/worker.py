@@ -1,21 +1,23 @@
 """Trains one step per preset and with regularisers on fixed rollouts, saves gradients: worker.py FOLDER PROCESSES."""
 
 import sys
-from collections.abc import Mapping, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from pathlib import Path
 from typing import Any
 
 import torch
 from transformers import PreTrainedModel, TrainerCallback
 
+from rewards._scorer import TokenScorer
 from rlvr.config import PRESETS
 from rlvr.config.regularizers import RegularizersConfig
 from rlvr.config.schema import AlgorithmConfig, RewardsConfig
+from rlvr.objectives.group_filter import StdFilter
 from rlvr.objectives.regularizers import build_regularizers
 from rlvr.trainer import RLVRTrainer
 from rlvr.types import Rollouts
 from rlvr.verification import RewardFunction
-from tests.conftest import letter_dataset, sharp, tiny_model, tiny_tokenizer, trainer_arguments
+from tests.conftest import WORDS, letter_dataset, sharp, tiny_model, tiny_tokenizer, trainer_arguments
 
 NUM_ROWS = 16
 
@@ -57,6 +59,17 @@ def score_reward(completions: list[str], score: list[float], **_: Any) -> list[f
     return score
 
 
+def policy_reward(
+    completion_ids: list[list[int]], score: list[float], scorer: TokenScorer, **_: Any
+) -> list[float | None]:
+    """Where the score is 1, the policy's mean log-probability of the completion: the first of two ranks has none."""
+    words = [" ".join(WORDS[token] for token in ids) for ids in completion_ids]
+    chosen = [i for i, value in enumerate(score) if value == 1.0]
+    found = scorer.score_tokens([scorer.render("a b") for _ in chosen], [words[i] for i in chosen])
+    means = {i: sum(values) / len(values) for i, values in zip(chosen, found, strict=True)}
+    return [means.get(i, value) for i, value in enumerate(score)]
+
+
 class GradientSaver(TrainerCallback):
     def __init__(self, path: Path) -> None:
         self.path = path
@@ -73,6 +86,7 @@ def one_step_trainer(
     processes: int,
     model: PreTrainedModel,
     regularizers: Mapping[str, Any] | None = None,
+    reward: Callable[..., Any] = score_reward,
     **changes: Any,
 ) -> RLVRTrainer:
     """A trainer on the fixed rollouts, for one optimiser step of all of them unless `changes` says otherwise."""
@@ -82,7 +96,7 @@ def one_step_trainer(
         model,
         trainer_arguments(folder, **(sizes | changes)),
         algorithm=AlgorithmConfig(preset=preset).resolved(),
-        reward_functions=[RewardFunction("score", 1.0, score_reward)],
+        reward_functions=[RewardFunction("score", 1.0, reward)],
         rewards=RewardsConfig.model_validate({"functions": [{"use": "exact", "name": "score"}]}),
         regularizers=build_regularizers(RegularizersConfig.model_validate(regularizers or {})),
         train_dataset=letter_dataset(),
@@ -114,13 +128,18 @@ RUNS: dict[str, tuple[str, dict[str, Any]]] = {
     **{preset: (preset, {}) for preset in PRESETS},
     "regularised": ("dapo", REGULARIZERS),
     "exact_vocab": ("dapo", {"lp_reg": {"share": 1.0, "threshold": 0.3, "kl": "exact_vocab"}}),
+    "policy_scorer": ("dapo", {}),
+    "group_filter": ("dapo", {}),
 }
 
 
 def train_one_step(folder: Path, name: str, processes: int) -> None:
     preset, regularizers = RUNS[name]
     model = sharp(tiny_model()) if regularizers else tiny_model()
-    trainer = one_step_trainer(folder, preset, processes, model, regularizers)
+    reward = policy_reward if name == "policy_scorer" else score_reward
+    trainer = one_step_trainer(folder, preset, processes, model, regularizers, reward)
+    if name == "group_filter":
+        trainer.group_filter = StdFilter(step=20, ema=0.5)  # late enough to drop some groups
     for regularizer in trainer.regularizers:
         # As if the run had gone on for a while, or the anchor would be where the entropy is.
         regularizer.load_state_dict({"anchor": 2.0, "coef": 0.01, "last_entropy": 0.0})

@@ -125,6 +125,7 @@ FAULTS: tuple[tuple[str, str, str, str], ...] = (
 
 OBJECTIVE, BATCHING, MODEL, TRAINER = "objectives/objective.py", "batching.py", "policy.py", "trainer.py"
 STAGE, FROZEN, VERIFY, SUPPORT = "advantages.py", "frozen.py", "verification/verify.py", "ops/support.py"
+GROUP_FILTER = "objectives/group_filter.py"
 REWARD_KL, STEP_SUMS = "objectives/reward_kl.py", "reporting/step_sums.py"
 EVALUATE, CALLBACK, METRICS = "evaluation/evaluate.py", "evaluation/callback.py", "reporting/metrics.py"
 
@@ -244,6 +245,18 @@ STEP_FAULTS: tuple[tuple[str, str, str, str], ...] = (
     (REWARD_KL, 'if rule == "reinforce_pp":', "if True:", "no baseline under the baseline rule"),
     (STAGE, "optimised = rewards - totals", "optimised = rewards", "penalty reported but not taken off"),
     (STAGE, "group_ids, mine, penalties", "group_ids, slice(None), penalties", "returns of other ranks"),
+    (GROUP_FILTER, "self.step >= self.first_filtered and", "self.step > self.first_filtered and", "filter a step late"),
+    (
+        GROUP_FILTER,
+        "deviation >= self.ratio * self.ema",
+        "deviation > self.ratio * self.ema",
+        "threshold itself dropped",
+    ),
+    (GROUP_FILTER, "mean if self.ema is None else", "mean if True else", "no moving average"),
+    (GROUP_FILTER, "if not math.isnan(deviation)]", "]", "groups without verdicts averaged"),
+    (GROUP_FILTER, "rewards[member_of == group]", "rewards", "deviation of the whole batch"),
+    (STAGE, "torch.where(kept, advantages, 0.0)", "advantages", "dropped groups are trained on"),
+    (STAGE, "torch.where(keep, each, 0.0)", "each", "tokens of dropped groups are trained on"),
     (STEP_SUMS, "torch.maximum(self._maxima.get(name, value), value)", "value", "maximum of the last micro-batch"),
     (STEP_SUMS, "everyones.amax(dim=0)", "everyones.sum(dim=0)", "maxima added up"),
     (CALLBACK, "fork_rng()", "fork_rng(enabled=False)", "evaluation moves the run's random numbers"),
@@ -268,7 +281,8 @@ TESTS_OF: dict[str, tuple[str, ...]] = {
     CALLBACK: (STAGES,),
     EVALUATE: ("tests/unit/test_evaluate.py",),
     METRICS: ("tests/unit/test_evaluate.py", "tests/unit/test_metrics.py"),
-    STAGE: (STAGES, REWARD_TESTS),
+    STAGE: (STAGES, REWARD_TESTS, "tests/unit/test_group_filter_in_trainer.py"),
+    GROUP_FILTER: ("tests/golden/test_group_filter.py",),
     FROZEN: (STAGES, "tests/unit/test_regularizers_in_trainer.py"),
     VERIFY: (STAGES,),
     SUPPORT: ("tests/unit/test_regularizers_in_trainer.py",),

@@ -37,10 +37,12 @@ REWARD_FAULTS: tuple[tuple[str, str, str, str], ...] = (
         "gate closed at its threshold",
     ),
     (VERIFY, "min(max(value, low), high)", "max(value, low)", "clip has no upper bound"),
+    (VERIFY, 'if i != verifier and takes(each.function, "outcomes")', "if i > verifier", "outcomes by place"),
+    (VERIFY, "columns[verifier].values]", "columns[first[0]].values]", "outcomes of the first function"),
     (VERIFY, "value_at(each.weight, step)", "value_at(each.weight, 0)", "weights stay where they start"),
 )
 TESTS_OF_REWARDS = {
     ASYNC: ("tests/unit/test_async_rewards.py",),
-    VERIFY: ("tests/unit/test_verification.py",),
+    VERIFY: ("tests/unit/test_verification.py", "tests/unit/test_outcomes_for_rewards.py"),
 }
 POOL_TESTS = ("tests/unit/test_pool.py",)

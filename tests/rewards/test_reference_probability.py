@@ -11,7 +11,6 @@ import transformers
 
 from rewards._scorer import ModelScorer
 from rewards.reference_probability import (
-    StdFilter,
     aggregate,
     debiased,
     mean_probability,
@@ -56,32 +55,6 @@ def test_debiased_is_never_negative() -> None:
     assert debiased(0.25, 0.5) == 0.0
 
 
-def test_std_filter_averages_from_step_6_and_filters_from_step_11() -> None:
-    state = StdFilter()
-    for _ in range(5):
-        assert state.keep([9.0, 0.0]) == [True, True]
-    assert state.ema is None
-    assert state.keep([0.4, 0.2]) == [True, True]
-    assert state.ema == pytest.approx(0.3)
-    for _ in range(4):
-        assert state.keep([0.3, math.nan]) == [True, True]
-    assert state.step == 10
-    assert state.ema == pytest.approx(0.3)
-    assert state.keep([0.16, 0.14, math.nan, 1.2]) == [True, False, False, True]
-    assert state.ema == pytest.approx(0.99 * 0.3 + 0.01 * 0.5)
-
-
-def test_std_filter_goes_on_where_it_stopped() -> None:
-    whole, first = StdFilter(), StdFilter()
-    steps = [[0.1 * step, 0.1] for step in range(16)]
-    expected = [whole.keep(deviations) for deviations in steps]
-    assert expected[10:] == [[True, False]] * 6
-    got = [first.keep(deviations) for deviations in steps[:8]]
-    second = StdFilter()
-    second.load_state_dict(first.state_dict())
-    assert [*got, *(second.keep(deviations) for deviations in steps[8:])] == expected
-
-
 # ---- reward ---------------------------------------------------------------------------------------------------------
 
 
@@ -105,6 +78,13 @@ def test_options_of_the_reward() -> None:
     assert score(debias=False) == pytest.approx(0.65)
     assert score(aggregate="product") == pytest.approx(0.36 - 0.25)
     assert score(baseline_prefix="<a>") == pytest.approx(0.65 - 0.15)
+
+
+def test_model_of_the_recipe_comes_before_the_trainers_policy(language_model: str) -> None:
+    scorer, texts = TableScorer({}), ["z<answer>4</answer>"]
+    alone = reference_probability(texts, ["q"], ["3"], model=language_model, debias=False)
+    assert reference_probability(texts, ["q"], ["3"], scorer, model=language_model, debias=False) == alone
+    assert scorer.asked == []
 
 
 def test_no_reference_no_verdict() -> None:

@@ -24,7 +24,11 @@ TEXTS = ["a", "bb", "ccc"]
 
 
 def judged(
-    *functions: RewardFunction, config: dict[str, Any] | None = None, step: int = 0, **columns: list[Any]
+    *functions: RewardFunction,
+    config: dict[str, Any] | None = None,
+    step: int = 0,
+    prompt_ids: list[int] | None = None,
+    **columns: list[Any],
 ) -> Verdicts:
     """Verdicts on TEXTS; the first function is the verifier unless `config` names another."""
     listed = [{"use": "exact", "name": each.name} for each in functions]
@@ -36,6 +40,7 @@ def judged(
         completions=TEXTS,
         completion_ids=[[1], [1, 2], [1, 2, 3]],
         columns=columns,
+        prompt_ids=prompt_ids,
         trainer_state="state",
     )
 
