@@ -1,5 +1,6 @@
 """Seeded groups with hinted and taught completions, and the step from the scalar reference to a micro-batch."""
 
+import math
 import random
 from dataclasses import dataclass, fields
 from typing import Any
@@ -16,6 +17,7 @@ from rlvr.types import Microbatch, TrainRow
 from tests.golden.cases import tensor
 from tests.reference import guidance as reference
 from tests.reference.guidance import DROP_PLAIN, DROP_WITH_RATIO, KEEP, Completion, LossRow, Policy, Rule
+from tests.reference.objectives import Matrix
 from tests.reference.switches import Bounds
 
 VOCABULARY = 4
@@ -32,8 +34,9 @@ SCENARIOS = [
     ("guide", DROP_WITH_RATIO),
     ("guide", DROP_PLAIN),
     ("ampo", KEEP),
+    ("mixed", DROP_WITH_RATIO),
 ]
-SHAPED = [("nurl", DROP_WITH_RATIO), ("guide", DROP_WITH_RATIO), ("ampo", KEEP)]
+SHAPED = [("nurl", DROP_WITH_RATIO), ("guide", DROP_WITH_RATIO), ("ampo", KEEP), ("mixed", DROP_WITH_RATIO)]
 ALGORITHMS: dict[str, dict[str, Any]] = {
     **{preset: {"preset": preset} for preset in ("grpo", "dapo", "dr_grpo", "gspo", "cispo", "sapo", "gppo", "rloo")},
     "gspo_token": {"preset": "gspo", "ratio_level": "sequence_token", "clip_low": 0.1, "clip_high": 0.3},
@@ -80,6 +83,8 @@ def guidance_case(scenario: str, seed: int, on_policy: bool = False) -> Guidance
         members += [("q", "q+h", False, reward) for reward in (1.0, 0.0, 1.0, 0.0)] + [("q", "q", False, 0.0)]
     elif scenario == "guide":  # the whole group with the hint
         members += [("q", "q+h", False, reward) for reward in (0.0, 1.0, 0.0, 0.0)]
+    elif scenario == "mixed":  # rows with a gamma of their own next to ones with the hint's
+        members += [("q", "q", True, 1.0), ("q", "q+h", False, 0.0), ("q", "q", False, 1.0), ("q", "q+h", False, 1.0)]
     else:  # two of five failures replaced by a teacher's solutions
         members += [("q", "q", False, 0.0)] * 3 + [("q", "q", True, 1.0)] * 2
     completions = []
@@ -104,7 +109,18 @@ def table_of(policy: Policy) -> list[list[list[float]]]:
     return [policy[context] for context in CONTEXTS]
 
 
-def train_rows(rows: list[LossRow], with_old: bool = True) -> list[TrainRow]:
+def sampling_of(rows: list[LossRow], seed: int) -> Matrix:
+    """What an engine would report: the sampler's log-probs and noise, in its own context; nothing of a teacher's."""
+    rng = random.Random(seed)
+    reported = []
+    for row in rows:
+        sampler = row.behaviour or row.old
+        is_taught = not any(sampler)
+        reported.append([math.nan if is_taught else value + rng.gauss(0, 0.7) for value in sampler])
+    return reported
+
+
+def train_rows(rows: list[LossRow], with_old: bool = True, sampling: Matrix | None = None) -> list[TrainRow]:
     """The context is one token beyond the vocabulary; without old log-probs the rollouts are of the current weights."""
     return [
         TrainRow(
@@ -114,6 +130,7 @@ def train_rows(rows: list[LossRow], with_old: bool = True) -> list[TrainRow]:
             advantage=row.advantage,
             row_id=index,
             old_logprobs=tensor(row.old) if with_old else None,
+            sampling_logprobs=None if sampling is None else tensor(sampling[index]),
             behaviour_logprobs=None if row.behaviour is None else tensor(row.behaviour),
             gamma=row.gamma,
         )
@@ -131,12 +148,14 @@ def denominator_of(rows: list[LossRow]) -> Denominator:
     )
 
 
-def batch_of(rows: list[LossRow], denominator: Denominator, with_old: bool = True) -> Microbatch:
+def batch_of(
+    rows: list[LossRow], denominator: Denominator, with_old: bool = True, sampling: Matrix | None = None
+) -> Microbatch:
     """The rows as the trainer would collate them, but in float64."""
     default = torch.get_default_dtype()
     torch.set_default_dtype(torch.float64)
     try:
-        return collate(train_rows(rows, with_old), denominator, 0, torch.device("cpu"))
+        return collate(train_rows(rows, with_old, sampling), denominator, 0, torch.device("cpu"))
     finally:
         torch.set_default_dtype(default)
 

@@ -6,7 +6,7 @@ from dataclasses import replace
 import pytest
 import torch
 
-from rlvr.objectives.objective import objective
+from rlvr.objectives.objective import finish_metrics, objective
 from tests.golden.cases import close, tensor
 from tests.golden.guidance_cases import (
     ALGORITHMS,
@@ -20,14 +20,16 @@ from tests.golden.guidance_cases import (
     guidance_case,
     logits_of,
     rule_of,
+    sampling_of,
     stats_of,
     table_of,
 )
 from tests.reference import guidance as reference
+from tests.reference import switches
 from tests.reference.guidance import DROP_PLAIN, DROP_WITH_RATIO, KEEP, LossRow, Policy
-from tests.reference.objectives import numerical_gradient
+from tests.reference.objectives import Mask, Matrix, numerical_gradient
 
-SEEDS = [0, 1, 2]
+SEEDS = [0, 1]
 EVERY_SCENARIO = pytest.mark.parametrize(("scenario", "mode"), SCENARIOS)
 EVERY_ALGORITHM = pytest.mark.parametrize("name", ALGORITHMS)
 
@@ -80,6 +82,41 @@ def test_clip_metrics_equal_reference(scenario: str, mode: str, name: str, seed:
     low, high = reference.clip_fractions(rows, case.policy, rule_of(algorithm))
     assert metrics["clip/low_frac"].item() == pytest.approx(low, rel=1e-12)
     assert metrics["clip/high_frac"].item() == pytest.approx(high, rel=1e-12)
+
+
+def sampler_metrics(rows: list[LossRow], sampling: Matrix, kept: Mask) -> dict[str, float]:
+    """Of the tokens that the engine reported, but the share dropped of all loss tokens."""
+    samplers = [row.behaviour or row.old for row in rows]
+    measured = [
+        [keep and not math.isnan(value) for keep, value in zip(row.keep, values, strict=True)]
+        for row, values in zip(rows, sampling, strict=True)
+    ]
+    num_tokens = sum(sum(row.keep) for row in rows)
+    share = 1.0 - sum(sum(row) for row in kept) / num_tokens
+    return switches.mismatch_metrics(samplers, sampling, measured, kept) | {"sampler/masked_frac": share}
+
+
+@pytest.mark.parametrize("seed", SEEDS)
+@pytest.mark.parametrize(("scenario", "mode"), [*SHAPED, ("nurl", KEEP), ("guide", KEEP)])
+@pytest.mark.parametrize("correction", ["token_tis", "sequence_tis", "icepop", "sequence_mask", "geometric"])
+@pytest.mark.parametrize("name", ["grpo", "gspo"])
+def test_correction_compares_within_the_context_of_the_sampler(
+    scenario: str, mode: str, name: str, correction: str, seed: int
+) -> None:
+    case, algorithm = guidance_case(scenario, seed), algorithm_of(name, mismatch=correction)
+    rows, rule = case.rows(algorithm, mode), rule_of(algorithm)
+    sampling = sampling_of(rows, seed)
+    weights, kept = reference.corrections_of(
+        rows, sampling, correction, algorithm.mismatch_low, algorithm.mismatch_high
+    )
+    batch, logits = batch_of(rows, denominator_of(rows), sampling=sampling), logits_of(case.policy)
+    step = objective(stats_of(batch, logits), batch, algorithm)
+    close(step.loss.detach(), reference.batch_loss(rows, case.policy, case.policy, rule, weights))
+    step.loss.backward()
+    close(logits.grad, table_of(reference.batch_gradient(rows, case.policy, rule, weights)))  # type: ignore[arg-type]
+    finished, expected = finish_metrics(step.metrics), sampler_metrics(rows, sampling, kept)
+    for metric, value in expected.items():
+        assert finished[metric] == pytest.approx(value, rel=1e-9, abs=1e-12), metric
 
 
 @pytest.mark.parametrize(("scenario", "mode"), SHAPED)

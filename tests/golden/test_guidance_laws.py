@@ -61,12 +61,14 @@ def only_row(ratio: float, advantage: float, gamma: float) -> Microbatch:
 def test_shaped_loss_and_gradient_equal_reference(advantage: float, gamma: float) -> None:
     log_ratio = tensor([[math.log(ratio) for ratio in RATIOS]], requires_grad=True)
     gammas = tensor([[gamma]], requires_grad=True)
-    losses = shaped_loss(log_ratio, torch.full_like(log_ratio, advantage).detach(), gammas)
+    advantages = tensor([[advantage] * len(RATIOS)], requires_grad=True)
+    losses = shaped_loss(log_ratio, advantages, gammas)
     close(losses.detach(), [[reference.shaped_token_loss(math.log(r), 0.0, advantage, gamma) for r in RATIOS]])
     losses.sum().backward()
     slopes = [reference.shaped_token_slope(math.log(r), 0.0, advantage, gamma) for r in RATIOS]
     close(log_ratio.grad, [slopes], rtol=1e-9, atol=1e-13)
-    assert gammas.grad is None or not gammas.grad.any()
+    for constant in (gammas, advantages):
+        assert constant.grad is None or not constant.grad.any()
 
 
 def test_each_row_has_its_own_gamma() -> None:

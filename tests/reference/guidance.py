@@ -17,7 +17,15 @@ from tests.reference.objectives import (
     group_advantage,
     mean,
 )
-from tests.reference.switches import Bounds, effective_weight, log_ratio_row, rloo_advantage, row_loss, softmax
+from tests.reference.switches import (
+    Bounds,
+    correction_row,
+    effective_weight,
+    log_ratio_row,
+    rloo_advantage,
+    row_loss,
+    softmax,
+)
 
 Policy = dict[str, Matrix]
 
@@ -198,18 +206,18 @@ def token_losses(row: LossRow, policy: Policy, frozen_policy: Policy, rule: Rule
     return losses
 
 
-def token_slopes(row: LossRow, policy: Policy, rule: Rule, weight: float) -> Vector:
-    """d (weight x sum of the row's token losses) / d log pi of every token; 0 off the mask."""
+def token_slopes(row: LossRow, policy: Policy, rule: Rule, weights: Vector) -> Vector:
+    """d (sum of weight x token loss over the row) / d log pi of every token; 0 off the mask."""
     live = token_logprobs(policy, row.context, row.tokens)
     slopes = [0.0] * len(live)
     counted = [t for t in range(len(live)) if row.keep[t]]
     log_ratios = log_ratio_row(rule.ratio_level, live, live, row.old, row.keep)
     for t in counted:
         if row.gamma is not None and row.behaviour is not None:
-            slopes[t] = weight * shaped_token_slope(live[t], row.behaviour[t], row.advantage, row.gamma)
+            slopes[t] = weights[t] * shaped_token_slope(live[t], row.behaviour[t], row.advantage, row.gamma)
         else:
-            ratio = math.exp(log_ratios[t])
-            slopes[t] = -weight * row.advantage * effective_weight(rule.policy_loss, ratio, row.advantage, rule.bounds)
+            weight = effective_weight(rule.policy_loss, math.exp(log_ratios[t]), row.advantage, rule.bounds)
+            slopes[t] = -weights[t] * row.advantage * weight
     frozen_ratio = rule.policy_loss in ("cispo", "reinforce")  # their gradient is that of log pi alone
     if row.gamma is None and rule.ratio_level == "sequence" and counted and not frozen_ratio:
         # The one ratio is a mean over the tokens: each loss moves with every token, by 1 / n.
@@ -238,21 +246,39 @@ def row_weights(mask: Mask, aggregation: str, max_completion_length: int) -> Vec
     return weights
 
 
-def batch_loss(rows: list[LossRow], policy: Policy, frozen_policy: Policy, rule: Rule) -> float:
+def corrections_of(rows: list[LossRow], sampling: Matrix, name: str, low: float, high: float) -> tuple[Matrix, Mask]:
+    """(weights, kept) by the mismatch rule: the trainer's probability over the engine's, both of the sampler's context.
+
+    That is the divisor of a shaped ratio where there is one. An engine that reported nothing (NaN) is not corrected.
+    """
+    weights, kept_tokens = [], []
+    for row, reported in zip(rows, sampling, strict=True):
+        sampler = row.old if row.behaviour is None else row.behaviour
+        of_row, kept_of_row = correction_row(name, sampler, reported, row.keep, low, high)
+        weights.append(of_row)
+        kept_tokens.append(kept_of_row)
+    return weights, kept_tokens
+
+
+def batch_loss(
+    rows: list[LossRow], policy: Policy, frozen_policy: Policy, rule: Rule, corrections: Matrix | None = None
+) -> float:
     """The step's scalar. What the rules detach is taken from the frozen policy."""
     losses = [token_losses(row, policy, frozen_policy, rule) for row in rows]
-    mask = [row.keep for row in rows]
+    if corrections is not None:
+        losses = [[losses[b][t] * corrections[b][t] for t in range(len(losses[b]))] for b in range(len(losses))]
     if rule.aggregation == "token_sum":
         return math.fsum(math.fsum(row) for row in losses) / len(rows)
-    return aggregate(losses, mask, rule.aggregation, rule.max_completion_length)
+    return aggregate(losses, [row.keep for row in rows], rule.aggregation, rule.max_completion_length)
 
 
-def batch_gradient(rows: list[LossRow], policy: Policy, rule: Rule) -> Policy:
+def batch_gradient(rows: list[LossRow], policy: Policy, rule: Rule, corrections: Matrix | None = None) -> Policy:
     """d loss / d policy, by formula."""
     gradient = zero_gradient(policy)
     weights = row_weights([row.keep for row in rows], rule.aggregation, rule.max_completion_length)
-    for row, weight in zip(rows, weights, strict=True):
-        slopes = token_slopes(row, policy, rule, weight)
+    for b, row in enumerate(rows):
+        factors = [1.0] * len(row.tokens) if corrections is None else corrections[b]
+        slopes = token_slopes(row, policy, rule, [weights[b] * factor for factor in factors])
         add_logprob_gradient(gradient, policy, row.context, row.tokens, slopes)
     return gradient
 
