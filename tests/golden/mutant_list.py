@@ -2,6 +2,7 @@
 
 from dataclasses import dataclass
 
+from tests.golden.mutant_list_guidance import GUIDANCE_FAULTS, GUIDANCE_TESTS
 from tests.golden.mutant_list_ops import OPS_FAULTS
 from tests.golden.mutant_list_regularizers import REGULARIZER_FAULTS
 from tests.golden.mutant_list_rewards import POOL_TESTS, REWARD_FAULTS, TESTS_OF_REWARDS
@@ -306,5 +307,6 @@ MUTANTS = (
     *(Mutant(*fault, tests=TESTS_OF_FAULT.get(fault[3], TESTS_OF[fault[0]])) for fault in (*FAULTS, *STEP_FAULTS)),
     *(Mutant(*fault) for fault in (*SWITCH_FAULTS, *REGULARIZER_FAULTS)),
     *(Mutant(*fault, tests=OPS_TESTS) for fault in OPS_FAULTS),
+    *(Mutant(*fault, tests=GUIDANCE_TESTS) for fault in GUIDANCE_FAULTS),
     *(Mutant(*fault, tests=TESTS_OF_REWARDS.get(fault[0], POOL_TESTS)) for fault in REWARD_FAULTS),
 )

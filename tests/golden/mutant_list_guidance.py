@@ -1,0 +1,115 @@
+"""The faults planted in shaped ratios: the formula, its place in the objective, and how its fields are collated."""
+
+SHAPED, OBJECTIVE, BATCHING = "objectives/shaped_ratio.py", "objectives/objective.py", "batching.py"
+
+GUIDANCE_TESTS = ("tests/golden/test_guidance.py", "tests/golden/test_guidance_laws.py")
+
+# (file under rlvr/, old text, new text, description)
+GUIDANCE_FAULTS: tuple[tuple[str, str, str, str], ...] = (
+    (SHAPED, "return -advantages.detach()", "return advantages.detach()", "shaped: sign of the loss"),
+    (SHAPED, "-advantages.detach() *", "-advantages *", "shaped: gradient through the advantages"),
+    (SHAPED, "- gammas.detach().log())", "+ gammas.detach().log())", "shaped: g inverted"),
+    (SHAPED, "- gammas.detach().log())", "- gammas.detach())", "shaped: g without its logarithm"),
+    (SHAPED, "gammas.detach().log()", "gammas.log()", "shaped: gradient through g"),
+    (SHAPED, "log_ratio - gammas.detach().log()", "gammas.detach().log() - log_ratio", "shaped: g / (r + g)"),
+    (SHAPED, "sigmoid(log_ratio -", "sigmoid(log_ratio.exp() -", "shaped: ratio taken for its logarithm"),
+    (SHAPED, "sigmoid(log_ratio -", "sigmoid(log_ratio.detach() -", "shaped: no gradient"),
+    (SHAPED, "sigmoid(log_ratio -", "sigmoid(log_ratio.clamp(max=2.5) -", "shaped: ratio capped at 12"),
+    (
+        SHAPED,
+        "torch.sigmoid(log_ratio - gammas.detach().log())",
+        "(log_ratio.exp() / (log_ratio.detach().exp() + gammas.detach()))",
+        "shaped: denominator without gradient",
+    ),
+    (
+        SHAPED,
+        "torch.sigmoid(log_ratio - gammas.detach().log())",
+        "((1.0 + gammas.detach()) * torch.sigmoid(log_ratio - gammas.detach().log()))",
+        "shaped: scaled to 1 at ratio 1",
+    ),
+    (
+        SHAPED,
+        "torch.sigmoid(log_ratio - gammas.detach().log())",
+        "(gammas.detach() * log_ratio).exp()",
+        "shaped: a power of the ratio",
+    ),
+    (SHAPED, "MIN_GAMMA = 1e-4", "MIN_GAMMA = 1e-3", "gamma: another floor"),
+    (SHAPED, "MIN_GAMMA = 1e-4", "MIN_GAMMA = 0.0", "gamma: no floor"),
+    (SHAPED, "return max(float(", "return min(float(", "gamma: floor as a ceiling"),
+    (SHAPED, "log_ratios.exp(), quantile)", "log_ratios.exp(), 1.0 - quantile)", "gamma: quantile from above"),
+    (SHAPED, "log_ratios.exp(), quantile)", "log_ratios, quantile).exp()", "gamma: between logarithms"),
+    (SHAPED, "linear_quantile(log_ratios.exp(), quantile)", "log_ratios.exp().mean()", "gamma: mean of the ratios"),
+    (
+        SHAPED,
+        "linear_quantile(log_ratios.exp(), quantile)",
+        "log_ratios.exp().sort().values[int(quantile * (len(log_ratios) - 1))]",
+        "gamma: lower rank, not interpolated",
+    ),
+    (OBJECTIVE, "    if batch.gammas is None or", "    if True or", "shaped rows: taken for ordinary ones"),
+    (OBJECTIVE, "~batch.gammas.isnan()", "batch.gammas.isnan()", "shaped rows: the others are"),
+    (OBJECTIVE, "batch.gammas.nan_to_num(1.0)", "batch.gammas", "shaped rows: NaN of the others in the gradient"),
+    (
+        OBJECTIVE,
+        "batch.gammas.nan_to_num(1.0).unsqueeze(1)",
+        "batch.gammas.nanmean().reshape(1, 1)",
+        "shaped rows: one gamma for all",
+    ),
+    (OBJECTIVE, "torch.where(is_shaped, shaped, losses)", "shaped", "shaped rows: all"),
+    (OBJECTIVE, "torch.where(is_shaped, shaped, losses)", "torch.where(is_shaped, losses, shaped)", "shaped: swapped"),
+    (
+        OBJECTIVE,
+        "torch.where(is_shaped, shaped, losses)",
+        "torch.where(is_shaped, torch.maximum(shaped, losses), losses)",
+        "shaped rows: clipped loss where it is larger",
+    ),
+    (
+        OBJECTIVE,
+        "torch.where(is_shaped, shaped, losses)",
+        "torch.where(is_shaped & (batch.advantages > 0), shaped, losses)",
+        "shaped rows: right completions only",
+    ),
+    (
+        OBJECTIVE,
+        "torch.where(mask & is_shaped, batch.behaviour_logprobs, old_logprobs)",
+        "torch.where(mask & is_shaped, old_logprobs, batch.behaviour_logprobs)",
+        "shaped rows: wrong divisor",
+    ),
+    (OBJECTIVE, "(logprobs, sampler_logprobs, mask)", "(logprobs, old_logprobs, mask)", "shaped rows: plain divisor"),
+    (
+        OBJECTIVE,
+        'RATIO_LEVELS["token"](logprobs, sampler_logprobs, mask)',
+        'RATIO_LEVELS["sequence_token"](logprobs, sampler_logprobs, mask)',
+        "shaped rows: one ratio per completion",
+    ),
+    (
+        OBJECTIVE,
+        'log_ratio = RATIO_LEVELS["token"](logprobs, sampler_logprobs, mask)',
+        "log_ratio = logprobs - sampler_logprobs.detach()",
+        "shaped rows: unlimited ratio of garbage at padding",
+    ),
+    (OBJECTIVE, "low_mask & ~is_shaped", "low_mask", "shaped rows: in the low clip fraction"),
+    (OBJECTIVE, "high_mask & ~is_shaped", "high_mask", "shaped rows: in the high clip fraction"),
+    (OBJECTIVE, "high_mask & ~is_shaped", "high_mask & is_shaped", "shaped rows: alone in the clip fraction"),
+    (
+        OBJECTIVE,
+        "return torch.where(is_shaped, shaped, losses), is_shaped, sampler_logprobs",
+        "return torch.where(is_shaped, shaped, losses), is_shaped, old_logprobs",
+        "shaped rows: corrected by the plain context",
+    ),
+    (BATCHING, 'float("nan") if row.gamma is None', "1.0 if row.gamma is None", "collate: every row shaped"),
+    (BATCHING, "if all(row.gamma is None", "if any(row.gamma is None", "collate: not next to ordinary rows"),
+    (BATCHING, "torch.tensor(gammas, ", "torch.tensor(gammas[::-1], ", "collate: gammas of other rows"),
+    (BATCHING, "right_padded(behaviours)", "right_padded(behaviours[::-1])", "collate: behaviour of other rows"),
+    (
+        BATCHING,
+        "right_padded(behaviours)",
+        "right_padded([row.flip(0) for row in behaviours])",
+        "collate: behaviour of other tokens",
+    ),
+    (
+        BATCHING,
+        "torch.zeros(len(row.completion_ids)) if row.behaviour_logprobs is None",
+        "torch.zeros(len(row.completion_ids)) if True",
+        "collate: behaviour dropped",
+    ),
+)
