@@ -52,6 +52,10 @@ class ItemReward:
     are columns of the data set (one with a default may be missing), keyword-only ones are options.
     """
 
+    # Whether a reference put as a completion (in the `tag`, or as the reward's own `gold_text`) must be right, so that
+    # a row where it is not is a bad row.
+    reference_is_right = True
+
     def __init__(self, judge: Callable[..., Judgement]) -> None:
         functools.update_wrapper(self, judge)
         self.judge = judge

@@ -4,14 +4,20 @@ import re
 from functools import cache
 
 from rewards._columns import as_text, check_text, not_text
-from rewards._item import Judgement, graded, item_reward, no_answer, unscorable
+from rewards._item import ItemReward, Judgement, graded, no_answer, unscorable
 from rewards._text import tagged
 from rlvr.errors import RewardError
 
 GROUP = "answer"
 
 
-@item_reward
+class RegexReward(ItemReward):
+    """An `ItemReward` whose reference is part of a completion, and only the pattern knows of which."""
+
+    reference_is_right = False
+
+
+@RegexReward
 def regex(text: str, answer: str | None = None, *, pattern: str, tag: str | None = None) -> Judgement:
     """1 where the text fits the option `pattern`, in the syntax of Python's `re`; else 0.
 

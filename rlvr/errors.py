@@ -1,4 +1,7 @@
-"""Errors that a user can cause and mend. The command line prints the message in one line and exits with `exit_code`."""
+"""Errors that a user can cause and mend. The command line prints the message and exits with `exit_code`.
+
+The message is one sentence on one line; where it is about rows, these follow, one a line.
+"""
 
 
 class UserError(Exception):

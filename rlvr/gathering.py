@@ -1,12 +1,16 @@
 """Values of all ranks, in the order of ranks."""
 
-from collections.abc import Mapping, Sequence
-from typing import Any
+from collections.abc import Callable, Mapping, Sequence
+from typing import Any, TypeVar
 
 import torch
-from accelerate import Accelerator
-from accelerate.utils import gather_object
+from accelerate import Accelerator, PartialState
+from accelerate.utils import broadcast_object_list, gather_object
 from torch import Tensor
+
+from rlvr.errors import UserError
+
+Value = TypeVar("Value")
 
 
 def gather_floats(accelerator: Accelerator, columns: Sequence[Sequence[float | None]]) -> Tensor:
@@ -28,3 +32,18 @@ def gather_ragged(accelerator: Accelerator, values: Tensor) -> Tensor:
 def gather_table(table: Mapping[str, list[Any]]) -> dict[str, list[Any]]:
     """Every column with the entries of all ranks; the columns are the same on every rank."""
     return {name: gather_object(values) for name, values in sorted(table.items())}
+
+
+def from_main_process(compute: Callable[[], Value]) -> Value:
+    """What `compute` returns on the main process, on every rank; all of them raise a UserError that it raises."""
+    shared: list[Any] = [None]
+    if PartialState().is_main_process:
+        try:
+            shared = [compute()]
+        except UserError as error:
+            shared = [error]  # the other ranks would wait for ever
+    broadcast_object_list(shared)
+    if isinstance(shared[0], UserError):
+        raise shared[0]
+    value: Value = shared[0]
+    return value

@@ -29,6 +29,7 @@ from rlvr import run_directory
 from rlvr.config import LoadedRecipe
 from rlvr.config.schema import DataSource
 from rlvr.data import build_dataset, load_rows
+from rlvr.data.self_check import self_checked
 from rlvr.errors import RunAborted, UserError
 from rlvr.evaluation.callback import EvaluationCallback
 from rlvr.model import load_policy, load_tokenizer
@@ -68,6 +69,7 @@ def run_recipe(loaded: LoadedRecipe, resume: bool) -> Path:
         RewardFunction(config.label, config.weight, load_reward(config.use, config.args, loaded.base_dir), config.clip)
         for config in loaded.recipe.rewards.functions
     ]
+    train_data = self_checked(train_data, functions, loaded.recipe, console)
     evaluation = EvaluationCallback(
         sets, loaded.recipe.evaluation, functions, loaded.recipe.rewards, loaded.output_dir / "evaluations"
     )

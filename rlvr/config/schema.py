@@ -8,7 +8,7 @@ from collections import Counter
 from dataclasses import fields
 from typing import Any, Literal, Self
 
-from pydantic import Field, model_validator
+from pydantic import Field, field_validator, model_validator
 
 from rlvr.config.presets import (
     PRESETS,
@@ -51,6 +51,9 @@ class DataSource(Section):
     limit: int | None = Field(default=None, ge=1)  # first N rows
 
 
+DEFAULT_SELF_CHECK_ROWS = 2000
+
+
 class DataConfig(Section):
     """Training rows and how they become prompts."""
 
@@ -60,6 +63,25 @@ class DataConfig(Section):
     chat: Literal["auto", "always", "never"] = "auto"  # auto: when the tokenizer has a chat template
     max_prompt_length: int = Field(default=1024, ge=1)  # tokens
     long_prompts: Literal["error", "drop"] = "error"
+    self_check: Literal["error", "drop", "off"] = "error"  # of rows whose reference the verifier does not find right
+    self_check_rows: int = Field(default=DEFAULT_SELF_CHECK_ROWS, ge=1)  # most that "error" looks at, evenly spaced
+
+    @field_validator("self_check", mode="before")
+    @classmethod
+    def _off(cls, value: Any) -> Any:
+        """YAML reads a bare `off` as false."""
+        return "off" if value is False else value
+
+    @model_validator(mode="after")
+    def _check_self_check(self) -> Self:
+        if self.self_check != "error" and self.self_check_rows != DEFAULT_SELF_CHECK_ROWS:
+            looks_at = "every row" if self.self_check == "drop" else "no row"
+            raise Problem(
+                "self_check_rows",
+                f"has no effect, as self_check {self.self_check!r} looks at {looks_at}; set self_check to 'error', or"
+                " remove it",
+            )
+        return self
 
 
 class RewardFunctionConfig(Section):

@@ -9,7 +9,7 @@ from rewards._text import text_of
 from rlvr.verification.asynchronous import AsyncLimits
 from rlvr.verification.calling import RewardFunction, call_all
 from rlvr.verification.judging import Judge, Judged
-from rlvr.verification.tasks import Breach, Item
+from rlvr.verification.tasks import Item
 
 CORRECT_AT = 1.0  # as `rewards.correct_at` of a recipe by default
 
@@ -45,7 +45,6 @@ class Afresh(Recorded):
         self.latest = [
             each if isinstance(each, Judgement) else Judgement(None, each.status, each.reason)
             for each in self._ask(reward, options, items)
-            if not isinstance(each, Breach)  # of which `_ask` has raised the first
         ]
         return [Judged(each, False) for each in self.latest]
 
@@ -77,6 +76,13 @@ def ask(
         Answer(value, status or _status(value), reason)
         for value, status, reason in zip(column.values, column.statuses, reasons, strict=True)
     ]
+
+
+def told(answer: Answer | Judgement) -> str:
+    """The value, or that there is none, and the reason in brackets."""
+    if answer.value is None:
+        return f"no verdict ({answer.reason})" if answer.reason else "no verdict"
+    return f"{answer.value:g}" + (f" ({answer.reason})" if answer.reason else "")
 
 
 def _status(value: float | None) -> Status:

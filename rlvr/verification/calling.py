@@ -46,17 +46,16 @@ def call_all(
     columns: dict[int, Column] = {}
     later: dict[int, list[Callable[[], Any]]] = {}
     for index, each in enumerate(functions):
-        arguments = _arguments(each, offered)
-        reward, bound = _unbound(each.function)
+        reward, _ = unbound(each.function)
         if not isinstance(reward, ItemReward):
-            if _is_async(reward):
+            arguments = _arguments(each, offered)
+            if is_async(reward):
                 later[index] = [partial(each.function, **arguments)]
             else:
                 columns[index] = _plain(each.name, each.function(**arguments), len(texts))
             continue
-        options = {name: bound[name] for name in reward.options if name in bound}
-        rows = reward.rows(len(texts), {**arguments, **bound})
-        if _is_async(reward.judge):
+        options, rows = options_and_rows(each, offered)
+        if is_async(reward.judge):
             later[index] = [
                 partial(reward.judge, text, **row, **options) for text, row in zip(texts, rows, strict=True)
             ]
@@ -83,14 +82,27 @@ def requires(function: Callable[..., Any], name: str) -> bool:
 
 
 def _parameter(function: Callable[..., Any], name: str) -> inspect.Parameter | None:
-    if name in _unbound(function)[1]:
+    if name in unbound(function)[1]:
         return None
     parameter = inspect.signature(function).parameters.get(name)
     return parameter if parameter is not None and parameter.kind in NAMED else None
 
 
+def options_and_rows(
+    function: RewardFunction, offered: Mapping[str, Any]
+) -> tuple[dict[str, Any], list[dict[str, Any]]]:
+    """What the `ItemReward` of `function` is asked with: the options bound to it, and the columns of each completion.
+
+    Raises RewardError when a column is missing.
+    """
+    reward, bound = unbound(function.function)
+    assert isinstance(reward, ItemReward)
+    options = {name: bound[name] for name in reward.options if name in bound}
+    return options, reward.rows(len(offered["completions"]), {**_arguments(function, offered), **bound})
+
+
 def _of_async(function: RewardFunction, results: list[Any], count: int) -> Column:
-    if not isinstance(_unbound(function.function)[0], ItemReward):
+    if not isinstance(unbound(function.function)[0], ItemReward):
         (result,) = results  # of the whole batch
         if isinstance(result, Failure):
             return Column([None] * count, [result.status] * count, [False] * count)
@@ -116,7 +128,7 @@ def _plain(name: str, values: Any, count: int) -> Column:
     return Column(_checked(name, values, count), [None] * count, [False] * count)
 
 
-def _unbound(function: Callable[..., Any]) -> tuple[Callable[..., Any], dict[str, Any]]:
+def unbound(function: Callable[..., Any]) -> tuple[Callable[..., Any], dict[str, Any]]:
     """The function below any `partial`, and the keyword arguments bound on the way."""
     bound: dict[str, Any] = {}
     while isinstance(function, partial):
@@ -140,7 +152,8 @@ def _arguments(function: RewardFunction, offered: Mapping[str, Any]) -> dict[str
     return {name: value for name, value in offered.items() if name in accepted and name not in bound}
 
 
-def _is_async(function: Callable[..., Any]) -> bool:
+def is_async(function: Callable[..., Any]) -> bool:
+    """Whether calling it gives something to await."""
     return inspect.iscoroutinefunction(function) or inspect.iscoroutinefunction(type(function).__call__)
 
 

@@ -17,7 +17,7 @@ from rewards import REGISTRY
 from rewards._item import ItemReward, Status
 from rlvr.config.schema import RewardFunctionConfig, RewardsConfig
 from rlvr.errors import DataError, RewardError
-from rlvr.verification.asking import Afresh, Answer, ask
+from rlvr.verification.asking import Afresh, Answer, ask, told
 from rlvr.verification.calling import RewardFunction
 from rlvr.verification.examples import EXAMPLES, OWN, Example
 from rlvr.verification.judging import gold_text
@@ -176,11 +176,11 @@ class _Subject:
             if not self._is_top(answer.value):
                 where = f"row {number}: " if len(self.rows) > 1 else ""
                 wanted = "a number" if self.example.top is None else f"{self._top():g}"
-                return Check("gold", False, f"{where}{_shown(gold)} gets {_told(answer)}, not {wanted}")
+                return Check("gold", False, f"{where}{_shown(gold)} gets {told(answer)}, not {wanted}")
             right += 1
         if len(self.rows) > 1:
             return Check("gold", True, f"{right} of {right} rows get the top score")
-        return Check("gold", True, f"{_shown(self.golds[0])} gets {_told(answer)}")
+        return Check("gold", True, f"{_shown(self.golds[0])} gets {told(answer)}")
 
     def _top(self) -> float:
         assert self.example.top is not None
@@ -199,7 +199,7 @@ class _Subject:
             (answer,) = self._try([text])
             if answer.value is None or (wanted is not None and abs(answer.value - wanted) > TOLERANCE):
                 return Check(
-                    "empty", False, f"{text!r} gets {_told(answer)}, not {'a number' if wanted is None else wanted}"
+                    "empty", False, f"{text!r} gets {told(answer)}, not {'a number' if wanted is None else wanted}"
                 )
         return Check("empty", True, f"gets {answer.value:g}")
 
@@ -211,17 +211,17 @@ class _Subject:
         )
         for each, answer in (("messages", messages), ("a message without content", silent), ("no message", none)):
             if answer.value is None:
-                return Check("messages", False, f"{each}: {_told(answer)}")
+                return Check("messages", False, f"{each}: {told(answer)}")
         if messages.value != plain.value:
-            return Check("messages", False, f"as text {_told(plain)}, as messages {_told(messages)}")
-        return Check("messages", True, f"as text and as messages {_told(messages)}")
+            return Check("messages", False, f"as text {told(plain)}, as messages {told(messages)}")
+        return Check("messages", True, f"as text and as messages {told(messages)}")
 
     def _trouble_check(self, kind: str, text: str) -> Check:
         start = time.perf_counter()
         (answer,) = self._try([text])
         seconds = time.perf_counter() - start
         if answer.value is None:
-            return Check(kind, False, _told(answer))
+            return Check(kind, False, told(answer))
         return Check(kind, True, f"gets {answer.value:g} in {_seconds(seconds)}")
 
     def _picklable_check(self) -> Check:
@@ -238,7 +238,7 @@ class _Subject:
         first, second = self._try(texts), ordered(self._try(ordered(texts)))
         for text, one, two in zip(texts, first, second, strict=True):
             if one.value != two.value or one.value is None:
-                return Check(name, False, f"{_shown(text)} gets {_told(one)}, then {_told(two)}")
+                return Check(name, False, f"{_shown(text)} gets {told(one)}, then {told(two)}")
         return Check(name, True, f"{len(texts)} completions get the same again")
 
     def _time_check(self) -> Check:
@@ -252,12 +252,6 @@ class _Subject:
         where = "in a worker" if isinstance(self.reward, ItemReward) else "in this process"
         enough = answer.value is not None and median < self.timeout_s
         return Check("time", enough, f"{_seconds(median)} per completion {where}, median of {len(taken)}")
-
-
-def _told(answer: Answer) -> str:
-    if answer.value is None:
-        return f"no verdict ({answer.reason})" if answer.reason else "no verdict"
-    return f"{answer.value:g}" + (f" ({answer.reason})" if answer.reason else "")
 
 
 def _shown(text: Any) -> str:

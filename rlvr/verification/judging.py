@@ -65,7 +65,7 @@ class Judge:
         RewardError when the reward breaks its contract.
         """
         with self._lock:
-            reward_key = (reward.__module__, reward.judge.__qualname__, _digest(sorted(options.items())))
+            reward_key = _reward_key(reward, options)
             keys = [(reward_key, _digest((text, *sorted(row.items())))) for text, row in items]
             found = {key: self._known[key] for key in keys if key in self._known}
             cached = [key in found for key in keys]
@@ -89,6 +89,23 @@ class Judge:
                 seen.add(key)
             return result
 
+    def judge_references(
+        self, reward: ItemReward, options: Mapping[str, Any], items: Sequence[Item]
+    ) -> list[Judgement]:
+        """One judgement per item, whose text is its own reference: a failure has no value, and nobody else to blame.
+
+        Whether the verifier copes with each is remembered, the judgements are not. Raises RewardError as `judge` does.
+        """
+        with self._lock:
+            reward_key = _reward_key(reward, options)
+            judgements = [
+                Judgement(None, outcome.status, outcome.reason) if isinstance(outcome, Failure) else outcome
+                for outcome in self._ask(reward, options, items)
+            ]
+            for (_, row), judgement in zip(items, judgements, strict=True):
+                self._sound[(reward_key, _row_key(row))] = judgement.value is not None
+            return judgements
+
     def forget(self) -> None:
         """Drops every judgement that is remembered, so that the next ones are made anew; the workers stay."""
         with self._lock:
@@ -100,23 +117,26 @@ class Judge:
         if self.pool is not None:
             self.pool.close()
 
-    def _ask(self, reward: ItemReward, options: Mapping[str, Any], items: Sequence[Item]) -> list[Outcome]:
+    def _ask(self, reward: ItemReward, options: Mapping[str, Any], items: Sequence[Item]) -> list[Judgement | Failure]:
         if not items:
             return []
+        outcomes: list[Outcome]
         if self.pool is None:
             outcomes = judge_here(reward, options, items, self.timeout_s)
         else:
             outcomes = self.pool.judge(reward, options, items)
+        found = []
         for outcome in outcomes:
             if isinstance(outcome, Breach):
                 raise RewardError(outcome.text)
-        return outcomes
+            found.append(outcome)
+        return found
 
     def _references(
         self, reward: ItemReward, options: Mapping[str, Any], reward_key: Hashable, items: Sequence[Item]
     ) -> list[bool]:
         """For each item whether the verifier copes with its reference, each of which is judged once."""
-        keys = [(reward_key, _digest(sorted(row.items()))) for _, row in items]
+        keys = [(reward_key, _row_key(row)) for _, row in items]
         works = {key: self._sound[key] for key in keys if key in self._sound}
         unknown = {}
         for key, (_, row) in zip(keys, items, strict=True):
@@ -173,6 +193,14 @@ class _Recent(Generic[Value]):
         self.entries[key] = value
         if len(self.entries) > self.size:
             self.entries.popitem(last=False)
+
+
+def _reward_key(reward: ItemReward, options: Mapping[str, Any]) -> Hashable:
+    return (reward.__module__, reward.judge.__qualname__, _digest(sorted(options.items())))
+
+
+def _row_key(row: Mapping[str, Any]) -> bytes:
+    return _digest(sorted(row.items()))
 
 
 def _digest(parts: Iterable[Any]) -> bytes:

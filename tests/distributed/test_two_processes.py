@@ -9,6 +9,7 @@ import time
 from collections.abc import Mapping, Sequence
 from pathlib import Path
 
+import pyarrow.parquet as pq
 import pytest
 import torch
 
@@ -81,6 +82,35 @@ def test_launched_recipe_trains_and_evaluates(tmp_path: Path) -> None:
         (result,) = json.loads((tmp_path / "run" / "evaluations" / f"{moment}.json").read_text())
         assert result["num_prompts"] == 5  # an odd number: the ranks' shares overlap and are counted once
     assert (tmp_path / "run" / "policy" / "model.safetensors").exists()
+
+
+def test_processes_leave_out_the_rows_that_the_first_one_finds_bad(tmp_path: Path) -> None:
+    """The verifier answers each rank differently; ranks that went by their own verdicts would differ or hang."""
+    (tmp_path / "ranked.py").write_text(
+        "import os\nfrom rewards._item import graded, item_reward\n"
+        "@item_reward\ndef ranked(text, answer):\n"
+        "    return graded(float(text == answer and answer != f\"bad on {os.environ['RANK']}\"))\n"
+    )
+    rows = [{"prompt": f"solve {n} =", "answer": f"bad on {n % 2}"} for n in range(8)]
+    (tmp_path / "rows.jsonl").write_text("\n".join(map(json.dumps, rows)))
+    content = {
+        "model": "builtin://starter",
+        "data": {"train": {"dataset": "rows.jsonl"}, "self_check": "drop"},
+        "rewards": {"functions": ["./ranked.py:ranked"], "workers": 1},
+        "trainer": {"num_generations": 4, "per_device_train_batch_size": 4, "max_completion_length": 4, "max_steps": 4},
+        "report": {"to": ["none"]},
+    }
+    (tmp_path / "recipe.yaml").write_text(json.dumps(content))
+    script, run = str(ROOT / "scripts" / "train.py"), tmp_path / "run"
+    launch([script, str(tmp_path / "recipe.yaml"), f"trainer.output_dir={run}"], 2, tmp_path)
+    completions = pq.read_table(run / "completions").to_pylist()
+    assert {row["prompt_id"] for row in completions} == {1, 3, 5, 7}
+    (tmp_path / "unsound.py").write_text(
+        "from rewards._item import item_reward\n@item_reward\ndef unsound(text, answer):\n    return 1.0\n"
+    )
+    options = ["rewards.functions.0=./unsound.py:unsound", f"trainer.output_dir={tmp_path / 'other'}"]
+    with pytest.raises(AssertionError, match=r"reward 'unsound' returned 1\.0"):
+        launch([script, str(tmp_path / "recipe.yaml"), *options], 2, tmp_path)
 
 
 def test_interrupted_processes_agree_on_a_checkpoint_and_go_on(tmp_path: Path) -> None:

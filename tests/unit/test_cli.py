@@ -10,6 +10,7 @@ from collections.abc import Iterator
 from pathlib import Path
 from typing import Any
 
+import pyarrow.parquet as pq
 import pytest
 import yaml
 from typer.testing import CliRunner, Result
@@ -110,6 +111,21 @@ def test_unusable_rows_are_refused(recipe: Path, rows: str) -> None:
     assert result.exit_code == 2, result.output + repr(result.exception)
     assert "rows.jsonl" in result.stderr
     assert not (recipe.parent / "run").exists()
+
+
+def test_row_whose_reference_does_not_score_stops_the_run_or_is_dropped(recipe: Path) -> None:
+    rows = [{"prompt": "a b", "answer": answer} for answer in ("1", "one", "3")]
+    (recipe.parent / "rows.jsonl").write_text("\n".join(map(json.dumps, rows)))
+    result = train(recipe, "rewards.functions.0=numeric")
+    assert result.exit_code == 2, result.output + repr(result.exception)
+    assert "rows.jsonl: the reference of 1 of 3 rows does not score as correct with 'numeric'" in result.stderr
+    assert "row 2: 'one'" in result.stderr
+    assert not (recipe.parent / "run").exists()
+    dropped = train(recipe, "rewards.functions.0=numeric", "data.self_check=drop")
+    assert dropped.exit_code == 0, dropped.output + repr(dropped.exception)
+    assert "row 2: 'one'" in dropped.stdout
+    trained_on = [pq.read_table(each).to_pylist() for each in (recipe.parent / "run" / "completions").iterdir()]
+    assert {row["prompt_id"] for rows in trained_on for row in rows} == {0, 2}
 
 
 @pytest.mark.parametrize(

@@ -207,6 +207,18 @@ def test_without_a_reference_a_failure_has_no_verdict(make_judge: MakeJudge) -> 
     assert told(make_judge(1).judge(obedient, {}, [("raise", {"answer": None})])) == [(None, "error")]
 
 
+def test_judging_a_reference_tells_whose_fault_later_failures_are(make_judge: MakeJudge, tmp_path: Path) -> None:
+    judge, told_once = make_judge(1), tmp_path / "once"
+    row = {"answer": f"once {told_once}"}  # kills its worker, but not twice
+    (judgement,) = judge.judge_references(obedient, {}, [(row["answer"], row)])
+    assert judgement.value == 1.0
+    told_once.unlink()
+    assert told(judge.judge(obedient, {}, [("raise", row)])) == [(0.0, "error")]
+    assert not told_once.exists()  # the reference was not judged again
+    (failure,) = judge.judge_references(obedient, {}, [("raise", {"answer": "raise"})])
+    assert (failure.value, failure.status, failure.reason) == (None, Status.ERROR, "ValueError: as told")
+
+
 @pytest.mark.parametrize("workers", [0, 1])
 def test_breach_of_the_contract_is_an_error_of_the_user(make_judge: MakeJudge, workers: int) -> None:
     with pytest.raises(RewardError, match=r"reward 'broken' returned 1\.0 for a completion; return a Judgement"):
