@@ -64,11 +64,11 @@ def test_hostile_texts_of_a_column_stay_as_they_are() -> None:
 @pytest.mark.parametrize(
     ("values", "words"),
     [
-        (stored(None, 7), ["column 'help', row 5", "7 is no hint", "a list of texts"]),
-        ([*stored("a", None), True], ["row 7", "true is no hint"]),
-        (stored(["a"], ["b", 2]), ["row 5", "['b', 2] is no hint"]),
+        (stored(None, 7), ["column 'help', row 5", "7 is no text; make it one, or a list of texts"]),
+        ([*stored("a", None), True], ["row 7", "true is no text"]),
+        (stored(["a"], ["b", 2]), ["row 5", "['b', 2] is no text"]),
         (stored(["a"], ["b", None]), ["row 5"]),
-        (stored(["a"], {"text": "b"}), ["row 5", "{'text': 'b'} is no hint"]),
+        (stored(["a"], {"text": "b"}), ["row 5", "{'text': 'b'} is no text"]),
         (stored({"text": "b"}), ["row 3"]),
         (stored([["a"]]), ["row 3"]),
         (["a", "b\ud800"], ["row 5", "character 2 of a text is half a surrogate pair"]),

@@ -40,7 +40,7 @@ def leaks(judge: Judge, function: Callable[..., Any], hint: str, *, correct_at: 
     [
         # Forms that only the verifier takes for the answer.
         (math, "1/2", "It is 0.5 in the end.", True),
-        (math, "0.5", r"You get \frac{1}{2} of it.", True),
+        (math, "0.5", r"You get \frac{1}{2} of it, or 5.", True),
         (math, "1/2", "Half, that is 2/4, remains.", True),
         (math, "1234", "There are 1,234 of them, all told.", True),
         (math, "-3", "So \N{MINUS SIGN}3 is left.", True),
@@ -52,13 +52,23 @@ def leaks(judge: Judge, function: Callable[..., Any], hint: str, *, correct_at: 
         (math, "7", "Subtract the smaller number from the larger one.", False),
         (math, "7", "Begin with 17 and 70, 7.5 or 1,700.", False),
         (numeric, "1000", "There are 1,000 of them.", True),
+        (partial(numeric, tolerance=1), "5", "Take 6.0, then 9.", True),
+        (numeric, "5", "Take 6.0, then 9.", False),
         (numeric, "1000", "There are 1e3, then 5.", False),
         (numeric, "0.25", "It costs .25 dollars, or 3 for all.", True),
-        (exact, "x+1", "The answer is: x+1.", True),
-        (exact, "x+1", "Then y = 'x+1', or 5.", True),
-        (exact, "x+1", "Write <b>x+1</b> down.", True),
-        (exact, "x+1", "Write <answer>x+1</answer> down.", True),
-        (exact, "x+1", "Take x + 1, or 2x+10.", False),
+        (math, "1/2", r"\boxed{\frac{2}{\frac{8}{2}}} it is, or \boxed{5}.", True),
+        (exact, "1234", "There are 1,234 of them.", True),
+        # Answers without words, which only the verifier finds.
+        (exact, "+-+", " +-+\n", True),
+        (exact, "+-+", "The answer is: +-+.", True),
+        (exact, "+-+", "The answer is +-+", True),
+        (exact, "+-+", "Then y = +-+, I think.", False),
+        (exact, "+-+", "Then y = '+-+', I think.", True),
+        (exact, "+-+", "Write <b>+-+</b> down.", True),
+        (exact, "+-+", "Write $+-+$ down.", True),
+        (exact, "+-+", r"Write \(+-+\) down.", True),
+        (exact, "+-+", "Write <answer>+-+</answer> down.", True),
+        (exact, "+-+", "Write +-+ down, or '+-+-'.", False),
         (partial(exact, tag="final"), "==>", "Show `==>` there.", True),
         (partial(exact, tag=None), "==>", "==>", True),
         (exact, "==>", "One could write => or == there.", False),
@@ -245,5 +255,6 @@ def test_the_last_of_many_numbers_is_among_the_candidates(judge: Judge) -> None:
     numbers: Mapping[bool, str] = {True: "5.0", False: "5.5"}
     for stated, last in numbers.items():
         assert (
-            leaks(judge, numeric, " ".join(f"{n}" for n in range(100, 400)) + f" {last} apples", answer="5") is stated
+            leaks(judge, numeric, " ".join(f"{n}" for n in range(100, 400)) + f" {last} apples, 2 and 1", answer="5")
+            is stated
         )
