@@ -39,7 +39,7 @@ def hints_of_column(values: Sequence[Any], prompt_ids: Sequence[int], column: st
         if isinstance(value, str) and not stored_as_json and not _is_texts(found):
             found = value
         if not isinstance(found, str) and not _is_texts(found):
-            raise DataError(f"{where}: {shown(found)} is no hint; make it a text, or a list of texts from little help")
+            raise DataError(f"{where}: {shown(found)} is no text; make it one, or a list of texts")
         texts = [found] if isinstance(found, str) else found
         if levels := tuple(_checked(text, where) for text in texts if text.strip()):
             hints[prompt_id] = levels

@@ -64,11 +64,11 @@ def test_hostile_texts_of_a_column_stay_as_they_are() -> None:
 @pytest.mark.parametrize(
     ("values", "words"),
     [
-        (stored(None, 7), ["column 'help', row 5", "7 is no hint", "a list of texts"]),
-        ([*stored("a", None), True], ["row 7", "true is no hint"]),
-        (stored(["a"], ["b", 2]), ["row 5", "['b', 2] is no hint"]),
+        (stored(None, 7), ["column 'help', row 5", "7 is no text; make it one, or a list of texts"]),
+        ([*stored("a", None), True], ["row 7", "true is no text"]),
+        (stored(["a"], ["b", 2]), ["row 5", "['b', 2] is no text"]),
         (stored(["a"], ["b", None]), ["row 5"]),
-        (stored(["a"], {"text": "b"}), ["row 5", "{'text': 'b'} is no hint"]),
+        (stored(["a"], {"text": "b"}), ["row 5", "{'text': 'b'} is no text"]),
         (stored({"text": "b"}), ["row 3"]),
         (stored([["a"]]), ["row 3"]),
         (["a", "b\ud800"], ["row 5", "character 2 of a text is half a surrogate pair"]),
@@ -251,7 +251,10 @@ def test_failed_writing_leaves_the_older_file_and_nothing_else(tmp_path: Path) -
     with pytest.raises(KeyError):
         write_hints(path, {0: ("new",), 2: ("unknown",)}, PROMPTS)
     assert read_hints(path, PROMPTS) == {0: ("old",)}
-    assert [each.name for each in tmp_path.iterdir()] == ["hints.jsonl"]
+    (tmp_path / "folder.jsonl").mkdir()
+    with pytest.raises(OSError):  # noqa: PT011 - which one depends on the system
+        write_hints(tmp_path / "folder.jsonl", {0: ("new",)}, PROMPTS)
+    assert sorted(each.name for each in tmp_path.iterdir()) == ["folder.jsonl", "hints.jsonl"]
 
 
 def test_writing_under_another_suffix_is_refused(tmp_path: Path) -> None:

@@ -29,10 +29,10 @@ def test_outcomes_are_the_verifiers_whatever_its_place() -> None:
         calls.append(completions)
         return [0.5, 0.25, None]
 
-    functions = [RewardFunction("told", 1.0, told), RewardFunction("v", 2.0, verifier), constant("last", [3.0] * 3)]
+    functions = [RewardFunction("told", 1.0, told), constant("other", [3.0] * 3), RewardFunction("v", 2.0, verifier)]
     verdicts = judged(*functions, config={"verifier": "v", "correct_at": 0.5})
-    assert verdicts.names == ("told", "v", "last")
-    assert verdicts.components == [[11.0, 0.5, 3.0], [10.0, 0.25, 3.0], [None, None, 3.0]]
+    assert verdicts.names == ("told", "other", "v")
+    assert verdicts.components == [[11.0, 3.0, 0.5], [10.0, 3.0, 0.25], [None, 3.0, None]]
     assert verdicts.outcomes == [1.0, 0.0, None]
     assert verdicts.rewards == [15.0, 13.5, None]
     assert calls == [TEXTS]
