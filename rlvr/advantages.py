@@ -43,7 +43,7 @@ def step_advantages(
     """
     verdicts, rollouts = scored.verdicts, scored.rollouts
     rewards = gather_floats(accelerator, [verdicts.rewards]).squeeze(1)
-    outcomes = gather_floats(accelerator, [verdicts.outcomes]).squeeze(1)
+    outcomes = gather_floats(accelerator, [scored.unhelped.verdicts.outcomes]).squeeze(1)
     components = gather_floats(accelerator, list(zip(*verdicts.components, strict=True)))
     loss_masks = loss_masks_of(rollouts, algorithm.overlong_filter)
     num_tokens = gather_floats(accelerator, [[float(sum(mask)) for mask in loss_masks]]).squeeze(1)

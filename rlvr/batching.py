@@ -1,6 +1,6 @@
 """From ragged rows to micro-batches: which rows share one, and how they are padded."""
 
-from collections.abc import Callable, Sequence
+from collections.abc import Sequence
 
 import torch
 from torch import Tensor
@@ -28,6 +28,24 @@ def sampling_logprobs_of(rollouts: Rollouts) -> Sequence[Tensor | None]:
     if rollouts.sampling_logprobs is None:
         return [None] * len(rollouts.group_ids)
     return [torch.tensor(values, dtype=torch.float32) for values in rollouts.sampling_logprobs]
+
+
+def train_rows(
+    rollouts: Rollouts, advantages: Sequence[float | Tensor], first: int, *, overlong_filter: bool
+) -> list[TrainRow]:
+    """The completions as the loss sees them, numbered from `first`."""
+    columns = zip(
+        rollouts.loss_context_ids,
+        rollouts.completion_ids,
+        loss_masks_of(rollouts, overlong_filter),
+        advantages,
+        sampling_logprobs_of(rollouts),
+        strict=True,
+    )
+    return [
+        TrainRow(context, completion, mask, advantage, row_id, sampling_logprobs=sampling)
+        for row_id, (context, completion, mask, advantage, sampling) in enumerate(columns, start=first)
+    ]
 
 
 def group_by_length(lengths: Sequence[int], num_microbatches: int) -> list[list[int]]:
@@ -79,6 +97,7 @@ def collate(rows: Sequence[TrainRow], denominator: Denominator, pad_token_id: in
             return torch.full((width,), advantage)
         return functional.pad(advantage.to("cpu", torch.get_default_dtype()), (0, width - len(advantage)))
 
+    gammas, behaviours = _shaping(rows)
     sampled = [row.sampled for row in rows if row.sampled is not None]
     completion_ids = [torch.tensor(row.completion_ids) for row in rows]
     sequences = [torch.tensor(row.context_ids + row.completion_ids) for row in rows]
@@ -101,25 +120,20 @@ def collate(rows: Sequence[TrainRow], denominator: Denominator, pad_token_id: in
         denominator=denominator,
         sampled=TokenStats.joined(sampled, right_padded) if len(sampled) == len(rows) else None,
         supports=[row.support for row in rows if row.support is not None] or None,
-        **_shaped(rows, right_padded, device),
+        gammas=None if gammas is None else gammas.to(device),
+        behaviour_logprobs=None if gammas is None else right_padded(behaviours).to(device),
     )
 
 
-def _shaped(
-    rows: Sequence[TrainRow], right_padded: Callable[[list[Tensor]], Tensor], device: torch.device
-) -> dict[str, Tensor]:
-    """The fields of rows whose ratio is shaped; none where there is no such row."""
+def _shaping(rows: Sequence[TrainRow]) -> tuple[Tensor | None, list[Tensor]]:
+    """(gammas [b], NaN on rows with an ordinary ratio; sampler log-probs [T] per row); None where no row has one."""
     if all(row.gamma is None for row in rows):
-        return {}
-    gammas = [float("nan") if row.gamma is None else row.gamma for row in rows]
+        return None, []
     behaviours = [
         torch.zeros(len(row.completion_ids)) if row.behaviour_logprobs is None else row.behaviour_logprobs.cpu()
         for row in rows
     ]
-    return {
-        "gammas": torch.tensor(gammas, device=device),
-        "behaviour_logprobs": right_padded(behaviours).to(device),
-    }
+    return torch.tensor([float("nan") if row.gamma is None else row.gamma for row in rows]), behaviours
 
 
 def support_query(batch: Microbatch) -> tuple[Tensor | None, Tensor | None, Tensor | None]:

@@ -21,6 +21,8 @@ recipes_app = typer.Typer(no_args_is_help=True, help="Look at recipes without ru
 rewards_app = typer.Typer(no_args_is_help=True, help="Look at reward functions.")
 app.add_typer(recipes_app, name="recipes")
 app.add_typer(rewards_app, name="rewards")
+hints_app = typer.Typer(no_args_is_help=True, help="Write hints ahead of training.")
+app.add_typer(hints_app, name="hints")
 
 RecipeArgument = Annotated[Path, typer.Argument(help="a recipe file, such as recipes/quickstart.yaml")]
 OverridesArgument = Annotated[list[str] | None, typer.Argument(help="key=value, such as trainer.max_steps=100")]
@@ -159,6 +161,20 @@ def score_completions(
         write_verdicts(scores, output)
         Console().print(summary_table(name, scores.answers, time.perf_counter() - started))
         typer.echo(f"verdicts  {output}")
+
+
+@hints_app.command("make")
+def make(
+    recipe: RecipeArgument,
+    overrides: OverridesArgument = None,
+    output: Annotated[Path | None, typer.Option(help="default: the recipe's hint file, else hints.jsonl")] = None,
+    levels: Annotated[int, typer.Option(min=1, max=3, help="hints per prompt, from little to much help")] = 1,
+) -> None:
+    """Let the policy write hints for all training prompts; interrupted, the same command goes on."""
+    with user_errors():
+        from rlvr.hinting import write_hints_of
+
+        write_hints_of(recipe, overrides or [], output, levels)
 
 
 @app.command()

@@ -1,7 +1,7 @@
 """What the loss takes from weights that do not move: passes over rows of a generation batch, without gradient."""
 
 from collections.abc import Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 
 import torch
 from accelerate import Accelerator
@@ -9,10 +9,11 @@ from torch import Tensor
 
 from rlvr.batching import collate, group_by_length
 from rlvr.objectives.aggregation import Denominator
+from rlvr.objectives.regularizers.base import Needs
 from rlvr.ops.support import Support
 from rlvr.ops.token_stats import LOGPROBS, StatsRequest, TokenStats
-from rlvr.policy import read_completions
-from rlvr.types import TrainRow
+from rlvr.policy import completion_stats, read_completions
+from rlvr.types import Microbatch, TrainRow
 
 UNUSED = Denominator(1.0, 1.0, 1.0, 1)
 
@@ -56,6 +57,29 @@ class FrozenPass:
         passes = -(-int(counts.max()) // self.batch_size)
         padded = [*rows, *[SPARE] * (passes * self.batch_size - len(rows))]
         return [stats.logprobs for stats, _ in self(model, padded, LOGPROBS)][: len(rows)] if passes else []
+
+    def with_sampled(
+        self, model: torch.nn.Module, rows: Sequence[TrainRow], needs: Needs, *, keep_old: bool
+    ) -> list[TrainRow]:
+        """The rows with what regularisers need under the policy that sampled, and with `keep_old` its log-probs."""
+        # Serves the first optimiser step on these rollouts as well, as the weights are the same then.
+        request = needs.sampled if needs.step is None else needs.sampled.merged(needs.step)
+        found = self(model, rows, request, needs.support)
+        return [
+            replace(
+                row,
+                old_logprobs=stats.logprobs if keep_old else None,
+                sampled=None if needs.step is None else stats,
+                support=support,
+            )
+            for row, (stats, support) in zip(rows, found, strict=True)
+        ]
+
+    @torch.no_grad()
+    def of_batch(self, model: torch.nn.Module, batch: Microbatch, request: StatsRequest) -> TokenStats:
+        """[b, T] of a micro-batch."""
+        with self.accelerator.autocast():
+            return completion_stats(model, batch, self.temperature, request)
 
 
 SPARE = TrainRow([0], [0], [False], 0.0)  # fills a batch; what comes of it is not looked at

@@ -1,10 +1,10 @@
 """The policy in training as a model that rewards score texts with."""
 
 from collections.abc import Callable, Mapping, Sequence
+from dataclasses import replace
 from typing import Any
 
 import torch
-from accelerate import Accelerator
 from transformers import PreTrainedTokenizerBase
 
 from rewards._models import max_tokens
@@ -25,13 +25,11 @@ class PolicyScorer:
         self,
         model: Callable[[], torch.nn.Module],
         tokenizer: PreTrainedTokenizerBase,
-        accelerator: Accelerator,
-        batch_size: int,
-        temperature: float = 1.0,
+        frozen: FrozenPass,
         template_options: Mapping[str, Any] | None = None,
     ) -> None:
         self.model, self.tokenizer, self.template_options = model, tokenizer, template_options or {}
-        self.frozen = FrozenPass(accelerator, batch_size, tokenizer.pad_token_id, temperature)
+        self.frozen = replace(frozen, temperature=1.0)
 
     def render(self, prompt: Any) -> str:
         """The prompt as the policy samples from it: text as it is, messages by the tokenizer's chat template."""
@@ -69,15 +67,6 @@ class PolicyScorer:
         return beginning is None or not text.startswith(beginning)
 
 
-def scorer_offer(
-    functions: Sequence[RewardFunction],
-    model: Callable[[], torch.nn.Module],
-    tokenizer: PreTrainedTokenizerBase,
-    frozen: FrozenPass,
-    template_options: Mapping[str, Any],
-) -> dict[str, PolicyScorer]:
+def scorer_offer(functions: Sequence[RewardFunction], scorer: PolicyScorer) -> dict[str, PolicyScorer]:
     """What `verify` is to offer beside the columns: the policy as `scorer` where a function takes one, else nothing."""
-    if not any(takes(each.function, "scorer") for each in functions):
-        return {}
-    scorer = PolicyScorer(model, tokenizer, frozen.accelerator, frozen.batch_size, template_options=template_options)
-    return {"scorer": scorer}
+    return {"scorer": scorer} if any(takes(each.function, "scorer") for each in functions) else {}

@@ -9,35 +9,22 @@ from typing import Any
 import torch
 from accelerate import PartialState
 from accelerate.utils import reduce
-from datasets import Dataset
 from rich.console import Console
 from transformers import (
-    PreTrainedTokenizerBase,
-    PrinterCallback,
     TrainerCallback,
     TrainerControl,
     TrainerState,
     TrainingArguments,
 )
-from transformers import (
-    ProgressCallback as HFProgressCallback,
-)
 from transformers.utils.logging import disable_progress_bar
-from trl import GRPOConfig
 
 from rlvr import run_directory
+from rlvr.building import HintRecord, build_trainer, load_parts, read_dataset, trainer_arguments
 from rlvr.config import LoadedRecipe
-from rlvr.config.schema import DataSource
-from rlvr.data import build_dataset, load_rows
-from rlvr.data.self_check import self_checked
 from rlvr.errors import RunAborted, UserError
 from rlvr.evaluation.callback import EvaluationCallback
-from rlvr.model import load_policy, load_tokenizer
-from rlvr.objectives.regularizers import build_regularizers
 from rlvr.reporting.console import ProgressCallback, comparison_table
 from rlvr.reporting.recorder import RecorderCallback, draw_learning_curve, read_metrics
-from rlvr.trainer import RLVRTrainer
-from rlvr.verification import RewardFunction, load_reward
 
 
 class Interrupted(RunAborted):
@@ -56,38 +43,21 @@ def run_recipe(loaded: LoadedRecipe, resume: bool) -> Path:
     """Trains and evaluates; returns the folder of the saved policy."""
     run_directory.claim(loaded, resume)
     _prepare_trackers(loaded)
-    state = PartialState(cpu=_trainer_arguments(loaded)["use_cpu"])
+    state = PartialState(cpu=trainer_arguments(loaded)["use_cpu"])
     disable_progress_bar()  # transformers draws one per weight file, across our own
     console = Console(quiet=not state.is_main_process)
-    tokenizer = load_tokenizer(loaded.recipe.model)
-    train_data = _dataset(loaded, loaded.recipe.data.train, tokenizer, "data.train")
+    parts = load_parts(loaded, console)
     sets = {
-        name: _dataset(loaded, source, tokenizer, f"evaluation.sets.{name}")
+        name: read_dataset(loaded, source, parts.tokenizer, f"evaluation.sets.{name}")
         for name, source in loaded.recipe.evaluation.sets.items()
     }
-    functions = [
-        RewardFunction(config.label, config.weight, load_reward(config.use, config.args, loaded.base_dir), config.clip)
-        for config in loaded.recipe.rewards.functions
-    ]
-    train_data = self_checked(train_data, functions, loaded.recipe, console)
     evaluation = EvaluationCallback(
-        sets, loaded.recipe.evaluation, functions, loaded.recipe.rewards, loaded.output_dir / "evaluations"
+        sets, loaded.recipe.evaluation, parts.functions, loaded.recipe.rewards, loaded.output_dir / "evaluations"
     )
     recorder = RecorderCallback(loaded.output_dir, loaded.recipe.report.completions_every)
     interrupt = InterruptCallback(console)
-    trainer = RLVRTrainer(
-        load_policy(loaded.recipe.model),
-        GRPOConfig(**_trainer_arguments(loaded)),
-        algorithm=loaded.algorithm,
-        reward_functions=functions,
-        rewards=loaded.recipe.rewards,
-        regularizers=build_regularizers(loaded.regularizers),
-        train_dataset=train_data,
-        processing_class=tokenizer,
-        callbacks=[evaluation, ProgressCallback(console), recorder, interrupt],
-    )
-    trainer.remove_callback(PrinterCallback)
-    trainer.remove_callback(HFProgressCallback)
+    hints = HintRecord(loaded.output_dir / "hints.jsonl", state.is_main_process)
+    trainer = build_trainer(loaded, parts, [evaluation, ProgressCallback(console), recorder, interrupt], hints)
     evaluation.sample, evaluation.accelerator = trainer.sample, trainer.accelerator
     evaluation.offers = trainer.offers
     recorder.latest_completions = lambda: trainer.latest_completions
@@ -107,28 +77,6 @@ def run_recipe(loaded: LoadedRecipe, resume: bool) -> Path:
         _conclude(loaded, policy_dir, console)
     state.wait_for_everyone()
     return policy_dir
-
-
-def _dataset(loaded: LoadedRecipe, source: DataSource, tokenizer: PreTrainedTokenizerBase, where: str) -> Dataset:
-    rows = load_rows(source, loaded.base_dir, where)
-    return build_dataset(rows, loaded.recipe.data, tokenizer, f"{where}: {source.dataset}")
-
-
-def _trainer_arguments(loaded: LoadedRecipe) -> dict[str, Any]:
-    """The recipe's trainer section plus the fields that other sections own."""
-    model = loaded.recipe.model
-    return {
-        "dataloader_pin_memory": torch.accelerator.is_available(),
-        "use_cpu": not torch.accelerator.is_available(),  # or else accelerate runs each process for itself
-        **loaded.trainer,
-        "output_dir": str(loaded.output_dir),
-        "beta": loaded.algorithm.kl_coef,  # makes TRL load the reference model
-        "report_to": list(loaded.recipe.report.to),
-        "trust_remote_code": model.trust_remote_code,
-        # TRL loads the reference model of the KL penalty by itself: it must be the revision the policy starts from.
-        "model_init_kwargs": {"revision": model.revision} if loaded.algorithm.kl_coef > 0 else None,
-        "eval_strategy": "no",
-    }
 
 
 def _prepare_trackers(loaded: LoadedRecipe) -> None:

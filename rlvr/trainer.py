@@ -2,14 +2,13 @@
 
 TRL keeps loading, engines, data loading, checkpoints and logging; the step itself is ours:
 
-    rollout -> verify -> advantage -> loss
+    rollout -> verify -> guide -> advantage -> loss
 """
 
-import hashlib
-import itertools
 import json
 import time
-from collections.abc import Iterator, Mapping, Sequence
+from collections import defaultdict
+from collections.abc import Callable, Iterator, Mapping, Sequence
 from contextlib import contextmanager, nullcontext
 from dataclasses import replace
 from functools import partial
@@ -20,7 +19,7 @@ import torch
 from datasets import Dataset
 from peft import PeftModel
 from torch import Tensor
-from transformers import GenerationConfig, PreTrainedModel, PreTrainedTokenizerBase, TrainerCallback
+from transformers import PreTrainedModel, PreTrainedTokenizerBase, TrainerCallback
 from transformers.trainer_utils import PREFIX_CHECKPOINT_DIR
 from trl import GRPOConfig, GRPOTrainer
 
@@ -30,34 +29,37 @@ from rlvr.batching import (
     count_rows,
     group_by_length,
     loss_masks_of,
-    sampling_logprobs_of,
     step_windows,
     support_query,
+    train_rows,
 )
 from rlvr.config import Algorithm
 from rlvr.config.schema import RewardsConfig
 from rlvr.errors import RecipeError
 from rlvr.frozen import FrozenPass
 from rlvr.gathering import gather_ragged, gather_table
+from rlvr.guidance.shaping import with_shaped_ratios
+from rlvr.guidance.tools import Guide, Tools
 from rlvr.objectives.aggregation import Denominator
 from rlvr.objectives.group_filter import build_group_filter
 from rlvr.objectives.objective import finish_metrics, objective
 from rlvr.objectives.regularizers import Regularizer, all_needs
-from rlvr.objectives.regularizers.base import StepTokens
 from rlvr.objectives.regularizers.step import prepare_step, step_tokens
 from rlvr.objectives.reward_kl import reward_penalties
 from rlvr.ops.support import SupportLogprobs
-from rlvr.ops.token_stats import StatsRequest, TokenStats
-from rlvr.policy import attach_token_stats, completion_stats, read_completions
-from rlvr.policy_scorer import scorer_offer
+from rlvr.policy import attach_token_stats, read_completions
+from rlvr.policy_scorer import PolicyScorer, scorer_offer
 from rlvr.reporting.completions import completions_table
 from rlvr.reporting.metrics import majority_rate, mean_shares
 from rlvr.reporting.step_sums import StepSums
 from rlvr.rollout import make_rollouts
+from rlvr.rollout.spread import Sampled, entries
+from rlvr.rollout.temperature import sampling_at
+from rlvr.seeds import derived_seed
 from rlvr.types import Microbatch, Rollouts, ScoredRollouts, TrainRow
-from rlvr.verification import RewardFunction, check_unscorable, verify
+from rlvr.verification import RewardFunction, Verdicts, check_unscorable, verify
 
-REGULARIZERS_FILE = "regularizers.json"  # in a checkpoint: what regularisers and the group filter remember
+PLUGINS_FILE = "plugins.json"  # in a checkpoint: what regularisers, the group filter and guidance remember
 
 
 class RLVRTrainer(GRPOTrainer):
@@ -76,6 +78,7 @@ class RLVRTrainer(GRPOTrainer):
         reward_functions: Sequence[RewardFunction],
         rewards: RewardsConfig,
         regularizers: Sequence[Regularizer] = (),
+        guidance: Callable[[Tools], Guide] | None = None,
         train_dataset: Dataset,
         processing_class: PreTrainedTokenizerBase,
         callbacks: list[TrainerCallback] | None = None,
@@ -105,8 +108,6 @@ class RLVRTrainer(GRPOTrainer):
         self.algorithm = algorithm
         self.regularizers, self.needs = list(regularizers), all_needs(regularizers)
         self.group_filter = build_group_filter(algorithm.group_filter)
-        filters = {} if self.group_filter is None else {"group_filter": self.group_filter}
-        self._remembering = {each.name: each for each in self.regularizers} | filters
         self.reward_functions = list(reward_functions)
         self.rewards_config = rewards
         self.latest_completions: dict[str, list[Any]] = {}  # of the newest rollouts, all ranks, on the main process
@@ -114,17 +115,22 @@ class RLVRTrainer(GRPOTrainer):
         self._frozen = FrozenPass(
             self.accelerator, args.per_device_train_batch_size, self._tokenizer.pad_token_id, self.temperature
         )
-        self.offers = scorer_offer(
-            self.reward_functions, lambda: self.model, self._tokenizer, self._frozen, self.chat_template_kwargs
+        self._step_tokens = partial(
+            step_tokens, algorithm=algorithm, seed=args.seed, gather=partial(gather_ragged, self.accelerator)
         )
+        self.scorer = PolicyScorer(lambda: self.model, self._tokenizer, self._frozen, self.chat_template_kwargs)
+        self.offers = scorer_offer(self.reward_functions, self.scorer)
+        self.guidance = None if guidance is None else guidance(self._tools())
+        others = {"group_filter": self.group_filter, "guidance": self.guidance}
+        self._plugins: dict[str, Any] = {each.name: each for each in self.regularizers}
+        self._plugins |= {name: each for name, each in others.items() if each is not None}
 
     # ---- the step ---------------------------------------------------------------------------------------------------
 
     def _generate_and_score_completions(self, inputs: list[dict[str, Any]]) -> list[Microbatch]:
-        rollouts = self.rollout(inputs)
-        scored = self.verify(rollouts)
-        advantages = self.advantages(scored, self.reward_penalties(rollouts))
-        return self.microbatches(rollouts, advantages)
+        scored = self.guide(self.verify(self.rollout(inputs)))
+        advantages = self.advantages(scored, self.reward_penalties(scored.rollouts))
+        return self.microbatches(scored.rollouts, advantages)
 
     def rollout(self, rows: Sequence[Mapping[str, Any]]) -> Rollouts:
         """Samples one completion per row with TRL's engine."""
@@ -146,22 +152,34 @@ class RLVRTrainer(GRPOTrainer):
     def verify(self, rollouts: Rollouts) -> ScoredRollouts:
         """Every reward of every completion, and the verifier's outcome."""
         with self._timed("verify"):
-            verdicts = verify(
-                self.reward_functions,
-                self.rewards_config,
-                step=self.state.global_step,
-                prompts=rollouts.prompts,
-                completions=rollouts.completions,
-                completion_ids=rollouts.completion_ids,
-                columns=rollouts.columns,
-                prompt_ids=rollouts.group_ids,
-                trainer_state=self.state,
-                log_extra=self._log_completion_extra,
-                log_metric=self._log_metric,
-                **self.offers,
-            )
+            verdicts = self._verdicts(rollouts)
         self._record(mean_shares(self.accelerator, verdicts))
         return ScoredRollouts(rollouts, verdicts)
+
+    def _verdicts(self, rollouts: Rollouts) -> Verdicts:
+        return verify(
+            self.reward_functions,
+            self.rewards_config,
+            step=self.state.global_step,
+            prompts=rollouts.prompts,
+            completions=rollouts.completions,
+            completion_ids=rollouts.completion_ids,
+            columns=rollouts.columns,
+            prompt_ids=rollouts.group_ids,
+            trainer_state=self.state,
+            log_extra=self._log_completion_extra,
+            log_metric=self._log_metric,
+            **self.offers,
+        )
+
+    def guide(self, scored: ScoredRollouts) -> ScoredRollouts:
+        """Rollouts in which prompts that the policy failed may have been sampled again with help."""
+        if self.guidance is None:
+            return scored
+        with self._timed("guide"):
+            guided = self.guidance(scored, self.state.global_step)
+        self._record(guided.metrics)
+        return guided.scored
 
     def reward_penalties(self, rollouts: Rollouts) -> list[Tensor]:
         """What the divergence from the reference takes off the reward of every token; nothing if it is in the loss."""
@@ -169,7 +187,7 @@ class RLVRTrainer(GRPOTrainer):
         if algorithm.kl_coef == 0 or algorithm.kl_placement == "loss":
             return []
         loss_masks = loss_masks_of(rollouts, algorithm.overlong_filter)
-        columns = zip(rollouts.context_ids, rollouts.completion_ids, loss_masks, strict=True)
+        columns = zip(rollouts.loss_context_ids, rollouts.completion_ids, loss_masks, strict=True)
         rows = [TrainRow(context, completion, mask, 0.0) for context, completion, mask in columns]
         logprobs = self._frozen.logprobs(self.model, rows)
         masks = [torch.tensor(mask, device=self.accelerator.device) for mask in loss_masks]
@@ -187,30 +205,20 @@ class RLVRTrainer(GRPOTrainer):
         check_unscorable(result.metrics["outcome/unscorable_frac"], self.rewards_config)
         self._record(result.metrics)
         self.latest_completions = gather_table(completions_table(scored, result.of_completions))
-        self._record({"outcome/maj_at_n": majority_rate(self.latest_completions)})
+        unhelped = gather_table(completions_table(scored.unhelped, result.of_completions))
+        self._record({"outcome/maj_at_n": majority_rate(unhelped)})
         return result.of_tokens or result.of_completions
 
     def microbatches(self, rollouts: Rollouts, advantages: Sequence[float | Tensor]) -> list[Microbatch]:
         """The generation batch cut into optimiser steps and those into micro-batches of similar length."""
-        loss_masks = loss_masks_of(rollouts, self.algorithm.overlong_filter)
-        rows = [
-            TrainRow(context, completion, mask, advantage, row_id, sampling_logprobs=sampling)
-            for row_id, context, completion, mask, advantage, sampling in zip(
-                itertools.count(self.accelerator.process_index * len(advantages)),
-                rollouts.context_ids,
-                rollouts.completion_ids,
-                loss_masks,
-                advantages,
-                sampling_logprobs_of(rollouts),
-                strict=False,  # the row ids have no end
-            )
-        ]
-        rows = self._with_frozen_statistics(rows)
+        first = self.accelerator.process_index * len(advantages)
+        rows = train_rows(rollouts, advantages, first, overlong_filter=self.algorithm.overlong_filter)
+        rows = self._with_shaped_ratios(self._with_frozen_statistics(rows), rollouts)
         accumulation = self.args.gradient_accumulation_steps
         windows = step_windows(
             len(rows),
             self.args.steps_per_generation // accumulation,
-            self._derived_seed("windows", self.state.global_step),
+            derived_seed(self.args.seed, "windows", self.state.global_step, self.accelerator.process_index),
         )
         counts = torch.tensor([count_rows([rows[i] for i in window]) for window in windows], dtype=torch.float64)
         counts = self.accelerator.reduce(counts.to(self.accelerator.device, self._count_dtype), reduction="sum")
@@ -249,7 +257,8 @@ class RLVRTrainer(GRPOTrainer):
         if self._buffered_inputs is None or self._step % generate_every == 0:
             self._buffered_inputs = self._generate_and_score_completions(generation_batch)
             if self.needs.step is not None and self.state.global_step == 0:
-                tokens = self._step_tokens(self._buffered_inputs, [batch.sampled for batch in self._buffered_inputs])
+                sampled = [batch.sampled for batch in self._buffered_inputs]
+                tokens = self._step_tokens(self._buffered_inputs, sampled, step=0)
                 for regularizer in self.regularizers:
                     regularizer.start(tokens)
         position = self._step % self.args.steps_per_generation
@@ -261,33 +270,25 @@ class RLVRTrainer(GRPOTrainer):
         """Lets the regularisers see the whole optimiser step, under the current weights, before its first loss."""
         window = slice(first, first + self.args.gradient_accumulation_steps)
         batches = self._buffered_inputs[window]
-        currents = [self._statistics_of(batch) if weights_moved else batch.sampled for batch in batches]
-        tokens = self._step_tokens(batches, currents)
+        currents = [batch.sampled for batch in batches]
+        if weights_moved:
+            currents = [self._frozen.of_batch(self.model, batch, self.needs.step) for batch in batches]
+        tokens = self._step_tokens(batches, currents, step=self.state.global_step)
         self._buffered_inputs[window], metrics = prepare_step(batches, self.regularizers, tokens)
         self._record(metrics)
-
-    def _step_tokens(self, batches: Sequence[Microbatch], currents: Sequence[TokenStats]) -> StepTokens:
-        return step_tokens(
-            batches,
-            currents,
-            self.algorithm,
-            step=self.state.global_step,
-            seed=self.args.seed,
-            gather=partial(gather_ragged, self.accelerator),
-        )
 
     def _save_checkpoint(self, model: torch.nn.Module, trial: Any) -> None:
         super()._save_checkpoint(model, trial)
         if self.args.should_save:
             folder = Path(self._get_output_dir(trial=trial)) / f"{PREFIX_CHECKPOINT_DIR}-{self.state.global_step}"
-            states = {name: each.state_dict() for name, each in self._remembering.items()}
-            (folder / REGULARIZERS_FILE).write_text(json.dumps(states) + "\n")
+            states = {name: each.state_dict() for name, each in self._plugins.items()}
+            (folder / PLUGINS_FILE).write_text(json.dumps(states) + "\n")
 
     def _load_optimizer_and_scheduler(self, checkpoint: str | None) -> None:
         super()._load_optimizer_and_scheduler(checkpoint)
-        if checkpoint is not None and self._remembering:
-            states = json.loads((Path(checkpoint) / REGULARIZERS_FILE).read_text())
-            for name, each in self._remembering.items():
+        if checkpoint is not None and self._plugins:
+            states = json.loads((Path(checkpoint) / PLUGINS_FILE).read_text())
+            for name, each in self._plugins.items():
                 each.load_state_dict(states[name])
 
     # ---- sampling for evaluation ------------------------------------------------------------------------------------
@@ -296,32 +297,36 @@ class RLVRTrainer(GRPOTrainer):
         """Samples one completion per row without touching the training state; temperature 0 is greedy."""
         was_training = self.model.training
         self.model.eval()
-        with self._sampling_at(temperature):
+        with sampling_at(self, temperature):
             rollouts = self.rollout(rows)
         self._metrics["eval"].clear()
         self.model.train(was_training)
         return rollouts
 
-    @contextmanager
-    def _sampling_at(self, temperature: float) -> Iterator[None]:
-        if self.use_vllm:
-            engine, kept = self.vllm_generation, self.vllm_generation.temperature
-            engine.temperature = temperature
-            try:
-                yield
-            finally:
-                engine.temperature = kept
-            return
-        kept_kwargs, kept_config = self.generation_kwargs, self.generation_config
-        options = {"do_sample": True, "temperature": temperature} if temperature > 0 else {"do_sample": False}
-        self.generation_kwargs = kept_kwargs | options
-        if temperature == 0:
-            self.generation_kwargs |= {"temperature": None, "top_p": None, "top_k": None, "min_p": None}
-        self.generation_config = GenerationConfig(**self.generation_kwargs, disable_compile=True)
+    def _tools(self) -> Tools:
+        return Tools(
+            self.accelerator,
+            self._sample_apart,
+            self._verdicts,
+            count_tokens=lambda prompt: len(self._tokenize_prompts([prompt])[0][0]),
+            encode=self._encoded,
+            scorer=self.scorer,
+        )
+
+    def _sample_apart(self, prompts: Sequence[Any]) -> list[Sampled]:
+        """One completion per prompt, which belong to no group; leaves the metrics of the step's rollouts alone."""
+        kept = self._metrics["train"], self.num_generations
+        self._metrics["train"], self.num_generations = defaultdict(list), 1
         try:
-            yield
+            return entries(self.rollout([{"prompt": prompt, "prompt_id": 0} for prompt in prompts]))
         finally:
-            self.generation_kwargs, self.generation_config = kept_kwargs, kept_config
+            self._metrics["train"], self.num_generations = kept
+
+    def _encoded(self, completion: str) -> list[int] | None:
+        """The tokens of a completion and its end; None if they are more than may be sampled."""
+        ids: list[int] = self._tokenizer(completion, add_special_tokens=False)["input_ids"]
+        ids = [*ids, self._tokenizer.eos_token_id]
+        return ids if len(ids) <= self.max_completion_length else None
 
     # ---- helpers ----------------------------------------------------------------------------------------------------
 
@@ -341,30 +346,30 @@ class RLVRTrainer(GRPOTrainer):
         is_off_policy = generate_every != self.args.gradient_accumulation_steps or self.use_vllm
         if is_off_policy or self.needs.step is not None:
             with self._timed("old_logprobs"):
-                frozen = self._frozen(self.model, rows, self._sampled_request, self.needs.support)
-            for i, (stats, support) in enumerate(frozen):
-                old = stats.logprobs if is_off_policy else None
-                sampled = stats if self.needs.step is not None else None
-                rows[i] = replace(rows[i], old_logprobs=old, sampled=sampled, support=support)
+                rows = self._frozen.with_sampled(self.model, rows, self.needs, keep_old=is_off_policy)
         if self.algorithm.kl_coef > 0 and self.algorithm.kl_placement == "loss":
             rows = [replace(row, ref_logprobs=ref) for row, ref in zip(rows, self._ref_logprobs(rows), strict=True)]
         return rows
+
+    def _with_shaped_ratios(self, rows: list[TrainRow], rollouts: Rollouts) -> list[TrainRow]:
+        """Adds the sampler's log-probs and gamma to rows whose loss conditions on something else."""
+        if self.guidance is None or not self.guidance.is_off_policy:
+            return rows
+        shaped = with_shaped_ratios(
+            rows,
+            rollouts,
+            partial(self._frozen.logprobs, self.model),
+            partial(gather_ragged, self.accelerator),
+            quantile=self.guidance.config.shaping_quantile,
+            device=self.accelerator.device,
+        )
+        self._record(shaped.metrics)
+        return shaped.rows
 
     def _ref_logprobs(self, rows: Sequence[TrainRow]) -> list[Tensor]:
         model = self.ref_model or self.model
         with nullcontext() if self.ref_model else self.accelerator.unwrap_model(model).disable_adapter():
             return self._frozen.logprobs(model, rows)
-
-    @property
-    def _sampled_request(self) -> StatsRequest:
-        """Serves the first optimiser step on these rollouts as well, as the weights are the same then."""
-        return self.needs.sampled if self.needs.step is None else self.needs.sampled.merged(self.needs.step)
-
-    @torch.no_grad()
-    def _statistics_of(self, batch: Microbatch) -> TokenStats:
-        assert self.needs.step is not None
-        with self.accelerator.autocast():
-            return completion_stats(self.model, batch, self.temperature, self.needs.step)
 
     def _finish_step(self) -> None:
         metrics = finish_metrics(self._step_sums.flush(self.accelerator))
@@ -377,11 +382,6 @@ class RLVRTrainer(GRPOTrainer):
     def _record(self, metrics: Mapping[str, float]) -> None:
         for name, value in metrics.items():
             self._metrics["train"][name].append(value)
-
-    def _derived_seed(self, name: str, step: int) -> int:
-        """A seed of its own for each use, so that no part shifts the random numbers of another."""
-        text = f"{self.args.seed}/{name}/{step}/{self.accelerator.process_index}"
-        return int.from_bytes(hashlib.sha256(text.encode()).digest()[:7], "big")
 
     @contextmanager
     def _timed(self, stage: str) -> Iterator[None]:

@@ -56,7 +56,7 @@ class Rollouts:
             ("off_policy", [None] * count),
             ("hints", [None] * count),
         ):
-            if len(getattr(self, name)) != count:
+            if not getattr(self, name):
                 object.__setattr__(self, name, neutral)
 
 
@@ -66,11 +66,12 @@ class ScoredRollouts:
 
     rollouts: Rollouts
     verdicts: Verdicts
-    plain_outcomes: list[float | None] = field(default_factory=list)  # [B] of the rollouts without help, by group
+    plain: "ScoredRollouts | None" = None  # as they were before the guide stage; None: there is none
 
-    def __post_init__(self) -> None:
-        if not self.plain_outcomes:
-            object.__setattr__(self, "plain_outcomes", self.verdicts.outcomes)
+    @property
+    def unhelped(self) -> "ScoredRollouts":
+        """The rollouts without help, of which alone pass rates may be taken."""
+        return self.plain or self
 
 
 @dataclass(frozen=True)

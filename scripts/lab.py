@@ -63,13 +63,15 @@ def facts_of(folder: Path) -> dict[str, Any]:
     records = read_metrics(folder)
     by_step = {record["step"]: record for record in records}
     last = records[-10:]
-    own = sorted({name for name in records[-1] if name.startswith(("siren/", "lp_reg/"))})
+    own = sorted({name for record in last for name in record if name.startswith(("siren/", "lp_reg/", "guidance/"))})
     return {
+        "extra_rollouts": sum(record.get("guidance/extra_rollouts") or 0 for record in records),
         "entropy": {step: by_step[step][ENTROPY] for step in STEPS_SHOWN if step in by_step},
         "entropy_curve": [record[ENTROPY] for record in records],
         "last_10_steps": {
-            name: statistics.fmean(record[name] for record in last if record.get(name) is not None)
+            name: statistics.fmean(values)
             for name in (ENTROPY, "outcome/pass_rate", *own)
+            if (values := [record[name] for record in last if record.get(name) is not None])
         },
         **{
             moment: {

@@ -18,6 +18,7 @@ from trl import GRPOConfig
 from rlvr.config.presets import PRESETS
 from rlvr.config.regularizers import RegularizersConfig
 from rlvr.config.schema import AlgorithmConfig, RewardsConfig
+from rlvr.guidance.tools import Guide, Tools
 from rlvr.objectives.regularizers import build_regularizers
 from rlvr.trainer import RLVRTrainer
 from rlvr.verification import RewardFunction
@@ -119,6 +120,7 @@ def make_trainer(tmp_path: Path) -> MakeTrainer:
         dataset: Dataset | None = None,
         algorithm: dict[str, Any] | None = None,
         regularizers: dict[str, Any] | None = None,
+        guidance: Callable[[Tools], Guide] | None = None,
         **changes: Any,
     ) -> RLVRTrainer:
         assert preset in PRESETS
@@ -129,6 +131,7 @@ def make_trainer(tmp_path: Path) -> MakeTrainer:
             reward_functions=[RewardFunction("reward", 1.0, reward)],
             rewards=RewardsConfig.model_validate({"functions": [{"use": "exact", "name": "reward"}]}),
             regularizers=build_regularizers(RegularizersConfig.model_validate(regularizers or {})),
+            guidance=guidance,
             train_dataset=dataset or letter_dataset(),
             processing_class=tiny_tokenizer(),
         )

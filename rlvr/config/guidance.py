@@ -5,7 +5,7 @@ from typing import Literal, Self
 
 from pydantic import Field, model_validator
 
-from rlvr.config.problems import Problem, misfit, nearest
+from rlvr.config.problems import Problem, misfit, nearest, shown
 from rlvr.config.schedules import Coefficient
 from rlvr.config.section import Section
 
@@ -45,8 +45,8 @@ def _check_template(key: str, template: str, wanted: tuple[str, ...], allowed: t
     for name in wanted:
         if name not in fields:
             raise Problem(key, f"{template!r} lacks the placeholder {{{name}}}; put it where the {name} belongs")
-    for name in fields if allowed is not None else ():
-        if name not in allowed:
+    for name in fields:
+        if allowed is not None and name not in allowed:
             advice = nearest(name, allowed, f"placeholders are {', '.join(allowed)}")
             raise Problem(key, f"{template!r} names {name!r}; {advice}")
 
@@ -80,7 +80,7 @@ class HintsConfig(Section):
     def _check_source(self) -> Self:
         if (self.source == "file") != (self.file is not None):
             advice = "give the file" if self.file is None else "set source to 'file', or remove it"
-            raise Problem("file", f"is {self.file!r} while source is {self.source!r}; {advice}")
+            raise Problem("file", f"is {shown(self.file)} while source is {self.source!r}; {advice}")
         if self.source != "self" and self.refresh_every is not None:
             raise Problem("refresh_every", f"has no effect with source {self.source!r}; remove it")
         _check_template("write_template", self.write_template, ("answer",), None)
@@ -121,7 +121,7 @@ class GuidanceConfig(Section):
     probability: Coefficient = 1.0  # that a prompt in need is helped: a number, or a schedule {step: number}
     retries: int = Field(default=0, ge=0)  # further rounds for groups that the help did not mend
     max_extra_rollouts: int | None = Field(default=None, ge=1)  # per step, over all processes
-    prompt_template: str = "{prompt}\n\nHint: {hint}"
+    prompt_template: str | None = None  # null: "{prompt}\n\nHint: {hint}"; exemplar: "{hint}\n\n{prompt}"
     max_prompt_length: int | None = Field(default=None, ge=1)  # tokens with the hint; null: data.max_prompt_length
     hints: HintsConfig = HintsConfig()
     plain_rollout: Literal["reuse", "resample"] = "reuse"  # nurl: the unhinted completion of the new group
@@ -143,12 +143,14 @@ class GuidanceConfig(Section):
                 raise Problem(name, f"has no effect with rule {self.rule!r}; it belongs to {' and '.join(rules)}")
         if self.rule == "teacher" and self.teacher is None:
             raise Problem("teacher", "is missing; say where the teacher's completions are, as teacher: {column: ...}")
-        if isinstance(self.probability, float) and self.probability > 1:
-            raise Problem("probability", misfit(self.probability, "at most 1"))
+        values = self.probability.values() if isinstance(self.probability, dict) else [self.probability]
+        if max(values) > 1:
+            raise Problem("probability", misfit(max(values), "at most 1"))
         if self.start == "first_step":
             for name in ("plateau_steps", "plateau_gain"):
                 if getattr(self, name) != type(self).model_fields[name].default:
                     raise Problem(name, "has no effect with start 'first_step'; set start to 'plateau', or remove it")
-        _check_template("prompt_template", self.prompt_template, ("prompt", "hint"), ("prompt", "hint"))
+        if self.prompt_template is not None:
+            _check_template("prompt_template", self.prompt_template, ("prompt", "hint"), ("prompt", "hint"))
         _check_template("exemplar_template", self.exemplar_template, ("prompt", "completion"), ("prompt", "completion"))
         return self

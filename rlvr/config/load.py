@@ -83,6 +83,10 @@ def resolved_yaml(loaded: LoadedRecipe) -> str:
     for source in (content["data"]["train"], *content["evaluation"]["sets"].values()):
         if source["dataset"].endswith(LOCAL_SUFFIXES):
             source["dataset"] = _anchored(source["dataset"], loaded.base_dir)
+    if content["guidance"] is not None:
+        for section in (content["guidance"]["hints"], content["guidance"]["teacher"]):
+            if section is not None and section["file"] is not None:
+                section["file"] = _anchored(section["file"], loaded.base_dir)
     return yaml.dump(content, Dumper=_Dumper, sort_keys=False, allow_unicode=True, width=120)
 
 

@@ -10,6 +10,7 @@ from typing import Any, Literal, Self
 
 from pydantic import Field, field_validator, model_validator
 
+from rlvr.config.guidance import GuidanceConfig
 from rlvr.config.presets import (
     PRESETS,
     AdvantageRule,
@@ -232,6 +233,7 @@ class Recipe(Section):
     rewards: RewardsConfig
     algorithm: AlgorithmConfig = AlgorithmConfig()
     regularizers: RegularizersConfig = RegularizersConfig()
+    guidance: GuidanceConfig | None = None
     trainer: dict[str, Any] = Field(default={})
     evaluation: EvaluationConfig = EvaluationConfig()
     report: ReportConfig = ReportConfig()
@@ -259,4 +261,4 @@ class Recipe(Section):
         return self
 
 
-SHORTHANDS: tuple[type[Section], ...] = (ModelConfig, RewardFunctionConfig)
+SHORTHANDS: tuple[type[Section], ...] = (ModelConfig, RewardFunctionConfig, GuidanceConfig)

@@ -72,8 +72,11 @@ def _checked(text: str, where: str) -> str:
 # ---- a file ----------------------------------------------------------------------------------------------------------
 
 
-def read_hints(path: Path, prompts: Mapping[int, str]) -> Hints:
+def read_hints(path: Path, prompts: Mapping[int, str], num_rows: int = 0) -> Hints:
     """The hints of a .jsonl or .parquet file, by prompt; blank ones are left out.
+
+    Of the `num_rows` rows of the data's source, those that are not among `prompts`, as they were dropped, may have
+    hints too, which are not looked at.
 
     A row has `prompt_id` and either `hints`, a list of texts from little to much help, or `hint`, a text, with its
     `level` from 1, which may be missing when it is the only one. Where it has a `prompt` too, that must be the text
@@ -81,7 +84,7 @@ def read_hints(path: Path, prompts: Mapping[int, str]) -> Hints:
     that are given twice or left out.
     """
     found: dict[int, dict[int, tuple[int, list[str]]]] = {}  # by prompt and level: the row and its texts
-    for number, prompt_id, row in _rows(path, prompts, ("hints", "hint")):
+    for number, prompt_id, row in _rows(path, prompts, ("hints", "hint"), num_rows):
         where = f"{path}, row {number}"
         _check_prompt(row.get("prompt"), prompts[prompt_id], f"{where}: `prompt`")
         level, texts = _level_and_texts(row, where)
@@ -97,14 +100,16 @@ def read_hints(path: Path, prompts: Mapping[int, str]) -> Hints:
     return {prompt_id: texts for prompt_id, texts in levels.items() if texts}
 
 
-def read_completions(path: Path, prompt_ids: Collection[int]) -> dict[int, tuple[str, ...]]:
+def read_completions(path: Path, prompt_ids: Collection[int], num_rows: int = 0) -> dict[int, tuple[str, ...]]:
     """The teacher's completions of a .jsonl or .parquet file, by prompt and in the file's order; blank ones left out.
+
+    `num_rows` as for `read_hints`.
 
     A row has `prompt_id` and `completion`, a text; several rows may have the same id. Raises DataError for what is not
     so, and for ids that are not among `prompt_ids`.
     """
     found: dict[int, list[str]] = {}
-    for number, prompt_id, row in _rows(path, prompt_ids, ("completion",)):
+    for number, prompt_id, row in _rows(path, prompt_ids, ("completion",), num_rows):
         texts = _texts([row["completion"]], f"{path}, row {number}: `completion`")
         found.setdefault(prompt_id, []).extend(text for text in texts if text.strip())
     return {prompt_id: tuple(texts) for prompt_id, texts in found.items() if texts}
@@ -129,8 +134,10 @@ def write_hints(path: Path, hints: Hints, prompts: Mapping[int, str]) -> None:
         temporary.unlink(missing_ok=True)
 
 
-def _rows(path: Path, ids: Collection[int], columns: tuple[str, ...]) -> Iterator[tuple[int, int, Mapping[str, Any]]]:
-    """Number from 1, prompt id and columns of each row, which has at least one of `columns`."""
+def _rows(
+    path: Path, ids: Collection[int], columns: tuple[str, ...], num_rows: int
+) -> Iterator[tuple[int, int, Mapping[str, Any]]]:
+    """Number from 1, prompt id and columns of each row whose id is in `ids`; each has at least one of `columns`."""
     if path.suffix not in SUFFIXES:
         raise DataError(f"{path} has no known format; the name must end in {' or '.join(SUFFIXES)}")
     if not path.is_file():
@@ -146,6 +153,8 @@ def _rows(path: Path, ids: Collection[int], columns: tuple[str, ...]) -> Iterato
                 advice = nearest(wanted[0], row, f"its columns are {', '.join(row)}")
                 raise DataError(f"{where} has no column {names}; {advice}")
         prompt_id = _whole(row["prompt_id"], f"{where}: `prompt_id`")
+        if prompt_id not in ids and prompt_id < num_rows:
+            continue
         if prompt_id not in ids:
             raise DataError(
                 f"{where}: prompt_id {prompt_id} is none of the {len(ids)} training prompts, which count from 0; remove"

@@ -8,6 +8,7 @@ so that clipping would drop nearly every token.
 import torch
 from torch import Tensor
 
+from rlvr.objectives.ratio import TOKEN_LIMIT
 from rlvr.objectives.regularizers.base import linear_quantile
 
 MIN_GAMMA = 1e-4
@@ -24,5 +25,9 @@ def shaped_loss(log_ratio: Tensor, advantages: Tensor, gammas: Tensor) -> Tensor
 
 
 def shaping_gamma(log_ratios: Tensor, quantile: float) -> float:
-    """g: the `quantile` of the ratios exp(log_ratios [n]), n >= 1, of real tokens alone, and at least 1e-4."""
-    return max(float(linear_quantile(log_ratios.exp(), quantile)), MIN_GAMMA)
+    """g: the `quantile` of the ratios exp(log_ratios [n]), n >= 1, of real tokens alone, and at least 1e-4.
+
+    Log-ratios count within [-20, 20], as in the loss.
+    """
+    ratios = log_ratios.clamp(-TOKEN_LIMIT, TOKEN_LIMIT).exp()
+    return max(float(linear_quantile(ratios, quantile)), MIN_GAMMA)

@@ -19,6 +19,7 @@ def completions_table(scored: ScoredRollouts, advantages: list[float]) -> dict[s
         "advantage": list(advantages),
         "num_tokens": [len(ids) for ids in rollouts.completion_ids],
         "truncated": list(rollouts.truncated),
+        "hint": list(rollouts.hints),  # None without one
     }
     for index, name in enumerate(verdicts.names):
         table[f"reward/{name}"] = [row[index] for row in verdicts.components]

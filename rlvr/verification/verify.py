@@ -51,7 +51,7 @@ def verify(
     prompt_ids: Sequence[int] | None = None,
     **extra: Any,
 ) -> Verdicts:
-    """Calls every function on all B completions; `prompt_ids` [B] reach them as the column `prompt_id`.
+    """Calls every function on all B completions, B >= 0; `prompt_ids` [B] reach them as the column `prompt_id`.
 
     An `ItemReward` is judged by the workers of `config` (see `rlvr.verification.judging`), a plain function is called
     once here, asynchronous ones run concurrently (see `rlvr.verification.asynchronous`), after the others.
@@ -67,6 +67,9 @@ def verify(
     without outcomes; what a plain function raises is raised unchanged.
     """
     names = tuple(each.name for each in functions)
+    if not completions:
+        _join(functions, extra)
+        return Verdicts(names, [], [], [])
     verifier = names.index(config.verifier_name)
     gate = None if config.gate is None else names.index(config.gate)
     offered = {name: column for name, column in columns.items() if name != "outcomes"}
@@ -87,6 +90,13 @@ def verify(
     return Verdicts(
         names, components, rewards, outcomes, _statuses(called[verifier], outcomes), called[verifier].cached
     )
+
+
+def _join(functions: Sequence[RewardFunction], extra: Mapping[str, Any]) -> None:
+    """Without completions no function is called, but other ranks may be waiting for this one in a common scorer."""
+    for each in functions:
+        if "scorer" in extra and takes(each.function, "scorer"):
+            extra["scorer"].score_tokens([], [])
 
 
 def _called(

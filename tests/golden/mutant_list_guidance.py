@@ -2,7 +2,7 @@
 
 SHAPED, OBJECTIVE, BATCHING = "objectives/shaped_ratio.py", "objectives/objective.py", "batching.py"
 
-GUIDANCE_TESTS = ("tests/golden/test_guidance.py", "tests/golden/test_guidance_laws.py")
+GUIDANCE_TESTS = ("tests/golden/test_guidance_laws.py", "tests/golden/test_guidance.py")
 
 # (file under rlvr/, old text, new text, description)
 GUIDANCE_FAULTS: tuple[tuple[str, str, str, str], ...] = (
@@ -36,13 +36,19 @@ GUIDANCE_FAULTS: tuple[tuple[str, str, str, str], ...] = (
     (SHAPED, "MIN_GAMMA = 1e-4", "MIN_GAMMA = 1e-3", "gamma: another floor"),
     (SHAPED, "MIN_GAMMA = 1e-4", "MIN_GAMMA = 0.0", "gamma: no floor"),
     (SHAPED, "return max(float(", "return min(float(", "gamma: floor as a ceiling"),
-    (SHAPED, "log_ratios.exp(), quantile)", "log_ratios.exp(), 1.0 - quantile)", "gamma: quantile from above"),
-    (SHAPED, "log_ratios.exp(), quantile)", "log_ratios, quantile).exp()", "gamma: between logarithms"),
-    (SHAPED, "linear_quantile(log_ratios.exp(), quantile)", "log_ratios.exp().mean()", "gamma: mean of the ratios"),
+    (SHAPED, "(ratios, quantile)", "(ratios, 1.0 - quantile)", "gamma: quantile from above"),
     (
         SHAPED,
-        "linear_quantile(log_ratios.exp(), quantile)",
-        "log_ratios.exp().sort().values[int(quantile * (len(log_ratios) - 1))]",
+        "float(linear_quantile(ratios, quantile))",
+        "float(linear_quantile(ratios.log(), quantile).exp())",
+        "logs",
+    ),
+    (SHAPED, "linear_quantile(ratios, quantile)", "ratios.mean()", "gamma: mean of the ratios"),
+    (SHAPED, ".clamp(-TOKEN_LIMIT, TOKEN_LIMIT)", "", "gamma: of ratios that overflow"),
+    (
+        SHAPED,
+        "linear_quantile(ratios, quantile)",
+        "ratios.sort().values[int(quantile * (len(ratios) - 1))]",
         "gamma: lower rank, not interpolated",
     ),
     (OBJECTIVE, "    if batch.gammas is None or", "    if True or", "shaped rows: taken for ordinary ones"),
@@ -81,12 +87,6 @@ GUIDANCE_FAULTS: tuple[tuple[str, str, str, str], ...] = (
         'RATIO_LEVELS["sequence_token"](logprobs, sampler_logprobs, mask)',
         "shaped rows: one ratio per completion",
     ),
-    (
-        OBJECTIVE,
-        'log_ratio = RATIO_LEVELS["token"](logprobs, sampler_logprobs, mask)',
-        "log_ratio = logprobs - sampler_logprobs.detach()",
-        "shaped rows: unlimited ratio of garbage at padding",
-    ),
     (OBJECTIVE, "low_mask & ~is_shaped", "low_mask", "shaped rows: in the low clip fraction"),
     (OBJECTIVE, "high_mask & ~is_shaped", "high_mask", "shaped rows: in the high clip fraction"),
     (OBJECTIVE, "high_mask & ~is_shaped", "high_mask & is_shaped", "shaped rows: alone in the clip fraction"),
@@ -98,7 +98,7 @@ GUIDANCE_FAULTS: tuple[tuple[str, str, str, str], ...] = (
     ),
     (BATCHING, 'float("nan") if row.gamma is None', "1.0 if row.gamma is None", "collate: every row shaped"),
     (BATCHING, "if all(row.gamma is None", "if any(row.gamma is None", "collate: not next to ordinary rows"),
-    (BATCHING, "torch.tensor(gammas, ", "torch.tensor(gammas[::-1], ", "collate: gammas of other rows"),
+    (BATCHING, "for row in rows]), behaviours", "for row in rows[::-1]]), behaviours", "collate: gammas of other rows"),
     (BATCHING, "right_padded(behaviours)", "right_padded(behaviours[::-1])", "collate: behaviour of other rows"),
     (
         BATCHING,

@@ -170,8 +170,8 @@ SIREN_FAULTS = (
 STEP_FAULTS = (
     ("microbatch_ids=torch.cat(numbers)", "microbatch_ids=torch.zeros_like(torch.cat(numbers))", "one micro-batch"),
     ("first = rows.stop", "first = 0", "every micro-batch gets the first rows"),
-    ("clipped=low | high", "clipped=low", "upper bound not looked at"),
-    ("clipped=low | high", "clipped=high", "lower bound not looked at"),
+    ("clipped=(low | high)", "clipped=low", "upper bound not looked at"),
+    ("clipped=(low | high)", "clipped=high", "lower bound not looked at"),
     ("RATIO_LEVELS[algorithm.ratio_level]", 'RATIO_LEVELS["token"]', "clipped tokens by the token ratio"),
     ("old_logprobs=old,", "old_logprobs=current.logprobs,", "current log-probs as the old ones"),
     ("support_mask=None if mask is None else mask[rows, :width]", "support_mask=None", "support not handed on"),

@@ -318,3 +318,9 @@ def test_extreme_ratios_stay_finite_in_float32(gamma: float, advantage: float, l
     assert step.loss.item() == pytest.approx(-advantage * (log_ratio > 0), abs=1e-4)
     step.loss.backward()
     assert leaf.grad.item() == pytest.approx(0.0, abs=1e-4)
+
+
+def test_gamma_of_huge_ratios_is_finite_in_float32() -> None:
+    """A tenth of the tokens may be such that only the hint made unlikely; the interpolation would give NaN."""
+    log_ratios = torch.tensor([0.0, 1.0, 200.0, 300.0])
+    assert shaping_gamma(log_ratios, 0.9) == pytest.approx(math.exp(20.0))

@@ -54,7 +54,7 @@ def test_resumed_run_filters_as_the_whole_one(make_trainer: MakeTrainer, tmp_pat
     filtered = [log["groups/filtered_frac"] for log in whole.state.log_history if "groups/filtered_frac" in log]
     assert filtered[:10] == [0.0] * 10
     assert max(filtered[10:]) > 0
-    state = json.loads((tmp_path / "checkpoint-9" / "regularizers.json").read_text())["group_filter"]
+    state = json.loads((tmp_path / "checkpoint-9" / "plugins.json").read_text())["group_filter"]
     assert state["step"] == 9
     assert state["ema"] > 0
 

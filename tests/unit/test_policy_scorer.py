@@ -30,7 +30,8 @@ def saved(trainer: RLVRTrainer, folder: Path) -> str:
 
 
 def scorer_of(trainer: RLVRTrainer, tokenizer: PreTrainedTokenizerBase | None = None, **options: Any) -> PolicyScorer:
-    return PolicyScorer(lambda: trainer.model, tokenizer or tiny_tokenizer(), trainer.accelerator, 4, **options)
+    frozen = replace(trainer._frozen, batch_size=4)
+    return PolicyScorer(lambda: trainer.model, tokenizer or tiny_tokenizer(), frozen, **options)
 
 
 def asking(completions: list[str], scorer: PolicyScorer, **_: Any) -> list[float]:

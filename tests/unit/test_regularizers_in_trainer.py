@@ -164,7 +164,7 @@ def test_anchor_is_of_the_first_rollouts_and_survives_a_resume(make_trainer: Mak
     assert first["loss/siren"] == pytest.approx(0.0, abs=1e-9)
     assert first["siren/anchor_gap"] == pytest.approx(0.0, abs=1e-6)
     assert abs(whole.state.log_history[-2]["siren/anchor_gap"]) > 1e-6
-    states = json.loads((tmp_path / "checkpoint-2" / "regularizers.json").read_text())
+    states = json.loads((tmp_path / "checkpoint-2" / "plugins.json").read_text())
     assert states["siren"]["anchor"] == pytest.approx(first["siren/peak_entropy"])
     assert states["entropy"]["coef"] == pytest.approx(0.01 + 2 * 0.005)
 

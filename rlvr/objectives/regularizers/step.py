@@ -26,8 +26,8 @@ def joined(parts: Sequence[Tensor], width: int) -> Tensor:
 def step_tokens(
     batches: Sequence[Microbatch],
     currents: Sequence[TokenStats],
-    algorithm: Algorithm,
     *,
+    algorithm: Algorithm,
     step: int,
     seed: int,
     gather: Gather,

@@ -1,0 +1,122 @@
+"""The parts of a run, from its recipe."""
+
+import json
+import sys
+from collections.abc import Callable
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+import torch
+from datasets import Dataset
+from rich.console import Console
+from transformers import PreTrainedTokenizerBase, PrinterCallback, TrainerCallback
+from transformers import ProgressCallback as HFProgressCallback
+from trl import GRPOConfig
+
+from rlvr.config import LoadedRecipe
+from rlvr.config.schema import DataSource
+from rlvr.data import build_dataset, load_rows
+from rlvr.data.self_check import self_checked
+from rlvr.guidance.build import Record, guidance_of
+from rlvr.guidance.tools import Guide, Tools
+from rlvr.model import load_policy, load_tokenizer
+from rlvr.objectives.regularizers import build_regularizers
+from rlvr.trainer import RLVRTrainer
+from rlvr.verification import RewardFunction, load_reward
+
+
+@dataclass(frozen=True)
+class Parts:
+    """What can be wrong with a recipe's data and rewards shows while these are loaded, before any weights are."""
+
+    tokenizer: PreTrainedTokenizerBase
+    functions: list[RewardFunction]
+    train_data: Dataset
+    num_rows: int  # of the training source, those that were dropped too
+
+
+@dataclass(frozen=True)
+class HintRecord:
+    """Appends every hint that was looked at, and what became of it, to a .jsonl file."""
+
+    path: Path
+    writes: bool  # on one process of the run
+
+    def __call__(self, hint: dict[str, Any]) -> None:
+        if self.writes:
+            with self.path.open("a") as file:
+                file.write(json.dumps(hint) + "\n")
+
+
+def load_parts(loaded: LoadedRecipe, console: Console) -> Parts:
+    """Raises UserError for data, rewards or references that are not in order."""
+    source = loaded.recipe.data.train
+    tokenizer = load_tokenizer(loaded.recipe.model)
+    rows = load_rows(source, loaded.base_dir, "data.train")
+    data = build_dataset(rows, loaded.recipe.data, tokenizer, f"data.train: {source.dataset}")
+    num_rows = len(rows) if source.limit is None else sys.maxsize  # how many there are beyond the limit is not known
+    functions = [
+        RewardFunction(config.label, config.weight, load_reward(config.use, config.args, loaded.base_dir), config.clip)
+        for config in loaded.recipe.rewards.functions
+    ]
+    return Parts(tokenizer, functions, self_checked(data, functions, loaded.recipe, console), num_rows)
+
+
+def build_trainer(loaded: LoadedRecipe, parts: Parts, callbacks: list[TrainerCallback], record: Record) -> RLVRTrainer:
+    """The trainer with the policy's weights; `record` is told of hints."""
+    trainer = RLVRTrainer(
+        load_policy(loaded.recipe.model),
+        GRPOConfig(**trainer_arguments(loaded)),
+        algorithm=loaded.algorithm,
+        reward_functions=parts.functions,
+        rewards=loaded.recipe.rewards,
+        regularizers=build_regularizers(loaded.regularizers),
+        guidance=_guidance(loaded, parts, record),
+        train_dataset=parts.train_data,
+        processing_class=parts.tokenizer,
+        callbacks=callbacks,
+    )
+    trainer.remove_callback(PrinterCallback)
+    trainer.remove_callback(HFProgressCallback)
+    return trainer
+
+
+def read_dataset(loaded: LoadedRecipe, source: DataSource, tokenizer: PreTrainedTokenizerBase, where: str) -> Dataset:
+    """The prompts of a data source; `where` opens every message."""
+    rows = load_rows(source, loaded.base_dir, where)
+    return build_dataset(rows, loaded.recipe.data, tokenizer, f"{where}: {source.dataset}")
+
+
+def trainer_arguments(loaded: LoadedRecipe) -> dict[str, Any]:
+    """The recipe's trainer section plus the fields that other sections own."""
+    model = loaded.recipe.model
+    return {
+        "dataloader_pin_memory": torch.accelerator.is_available(),
+        "use_cpu": not torch.accelerator.is_available(),  # or else accelerate runs each process for itself
+        **loaded.trainer,
+        "output_dir": str(loaded.output_dir),
+        "beta": loaded.algorithm.kl_coef,  # makes TRL load the reference model
+        "report_to": list(loaded.recipe.report.to),
+        "trust_remote_code": model.trust_remote_code,
+        # TRL loads the reference model of the KL penalty by itself: it must be the revision the policy starts from.
+        "model_init_kwargs": {"revision": model.revision} if loaded.algorithm.kl_coef > 0 else None,
+        "eval_strategy": "no",
+    }
+
+
+def _guidance(loaded: LoadedRecipe, parts: Parts, record: Record) -> Callable[[Tools], Guide] | None:
+    """The guide stage of the recipe, given the trainer's tools; None where it has none."""
+    if loaded.recipe.guidance is None:
+        return None
+    return guidance_of(
+        loaded.recipe.guidance,
+        parts.train_data,
+        parts.functions,
+        loaded.recipe.rewards,
+        base_dir=loaded.base_dir,
+        num_rows=parts.num_rows,
+        max_prompt_length=loaded.recipe.data.max_prompt_length,
+        seed=loaded.trainer["seed"],
+        record=record,
+    )

@@ -1,0 +1,82 @@
+"""What the guide stage borrows from the trainer, and what it gives back."""
+
+from collections.abc import Callable, Sequence
+from dataclasses import dataclass
+from typing import Any, Protocol
+
+from accelerate import Accelerator
+
+from rewards._scorer import TokenScorer
+from rlvr.config.guidance import GuidanceConfig
+from rlvr.rollout.spread import Sampled, sample_together
+from rlvr.types import Rollouts, ScoredRollouts
+from rlvr.verification import Verdicts
+
+
+@dataclass(frozen=True)
+class Tools:
+    """Sampling and scoring as the run does them."""
+
+    accelerator: Accelerator
+    sample_evenly: Callable[[list[Any]], list[Sampled]]  # one completion per prompt; equally many prompts on all ranks
+    verify: Callable[[Rollouts], Verdicts]
+    count_tokens: Callable[[Any], int]  # of a prompt: text or messages
+    encode: Callable[[str], list[int] | None]  # a completion and its end; None if longer than what may be sampled
+    scorer: TokenScorer  # the policy
+
+    def sample(self, prompts: Sequence[Any]) -> list[Sampled]:
+        """One completion per prompt; all ranks call it, each with any number of prompts."""
+        return sample_together(prompts, self.sample_evenly, self.accelerator)
+
+    def first_place(self, rollouts: Rollouts) -> int:
+        """The place of this rank's first row in the generation batch of all ranks."""
+        return self.accelerator.process_index * len(rollouts.group_ids)
+
+
+@dataclass(frozen=True)
+class Guided:
+    """The rollouts that go on to the advantages, and metrics of all ranks."""
+
+    scored: ScoredRollouts
+    metrics: dict[str, float]
+
+
+class Guide(Protocol):
+    """A guide stage."""
+
+    config: GuidanceConfig
+    is_off_policy: bool  # whether the loss of some completions conditions on something else than the sampler did
+
+    def __call__(self, scored: ScoredRollouts, step: int) -> Guided:
+        """Called by all ranks, after the verification of the rollouts without help; `step` counts those before."""
+        ...
+
+    def state_dict(self) -> dict[str, Any]:
+        """What a checkpoint keeps."""
+        ...
+
+    def load_state_dict(self, state: dict[str, Any]) -> None:
+        """Goes on from `state_dict`."""
+        ...
+
+
+def rollouts_of(prompts: Sequence[Any], sampled: Sequence[Sampled], columns: dict[str, list[Any]]) -> Rollouts:
+    """Completions of prompts that are no part of the batch, each a group of its own, to be verified."""
+    return Rollouts(
+        group_ids=list(range(len(sampled))),
+        prompts=list(prompts),
+        completions=[each.completion for each in sampled],
+        prompt_ids=[each.context_ids for each in sampled],
+        context_ids=[each.context_ids for each in sampled],
+        completion_ids=[each.completion_ids for each in sampled],
+        generated_masks=[each.generated_mask for each in sampled],
+        sampling_logprobs=None,
+        truncated=[each.truncated for each in sampled],
+        columns=columns,
+    )
+
+
+def columns_of(rows: Sequence[Any]) -> dict[str, list[Any]]:
+    """Rows of one data set, column by column."""
+    names = rows[0] if rows else ()
+    return {name: [row[name] for row in rows] for name in names}
