@@ -6,7 +6,8 @@ Four sets: short numbers; symbolic answers; the same with 1 in 100 replaced by a
 with 1 in 100 that only a deadline stops. Every measurement is a process of its own, ended after `--cap` seconds, and
 the contestants alternate. Start-up and 20 answers to warm up are not counted. All answers of all rounds are distinct,
 so nothing is found in a cache (`cached` says so). Ours has 2 workers and a deadline of 5 s, as math-verify has.
-The last table is the cost of the workers for 64 completions of a reward that needs next to no time.
+The last figures are the cost of the workers for 64 completions of a reward that needs next to no time, and the share of
+verification in a training step of the starter.
 """
 
 import argparse
@@ -17,6 +18,7 @@ import random
 import statistics
 import subprocess
 import sys
+import tempfile
 import time
 from collections.abc import Sequence
 from importlib.metadata import version
@@ -180,6 +182,31 @@ def overhead(rounds: int) -> dict[str, float]:
     return {name: statistics.median(values[1:]) for name, values in times.items()}
 
 
+def share_of_a_step(steps: int) -> dict[str, float]:
+    """Medians of training the starter on 64 completions a step: seconds of a step, and of verification within it.
+
+    The reward is reasoning-gym's scorer, asked through the workers; the first step, which starts them, is left out.
+    """
+    import bench_step
+
+    from rlvr.config.schema import DataConfig, DataSource, ModelConfig
+    from rlvr.data import build_dataset, load_rows
+    from rlvr.model import load_tokenizer
+    from rlvr.verification import load_reward
+
+    options = argparse.Namespace(model="builtin://starter", rows=64, accumulation=1)
+    config = DataConfig(train=DataSource(dataset=bench_step.SOURCE), template="solve {metadata[expression]} =")
+    rows = load_rows(config.train, Path.cwd(), "bench")
+    data = build_dataset(rows, config, load_tokenizer(ModelConfig(path=options.model)), "bench")
+    with tempfile.TemporaryDirectory() as folder:
+        reward = load_reward("reasoning_gym", {}, Path.cwd())
+        trainer = bench_step.build("rlvr", folder, steps, options, data, reward)
+        bench_step.seconds_per_step(trainer, steps)
+    logs = [log for log in trainer.state.log_history if "time/verify_s" in log][1:]
+    names = {"step": "step_time", "verify": "time/verify_s"}
+    return {name: statistics.median(log[key] for log in logs) for name, key in names.items()}
+
+
 # ---- all of them ----------------------------------------------------------------------------------------------------
 
 
@@ -251,6 +278,8 @@ def main() -> None:
     console.print(table)
     costs = overhead(rounds=50)
     console.print({f"64 completions, {name}, ms": round(1000 * value, 2) for name, value in costs.items()})
+    step = share_of_a_step(steps=20)
+    console.print(f"a training step of 64 completions: {step['step']:.3f} s; verification in it: {step['verify']:.4f} s")
     if arguments.output:
         machine = {
             "cpu": platform.processor() or platform.machine(),
@@ -266,6 +295,7 @@ def main() -> None:
             "cache": "all questions are distinct, none was found in it",
             "median_seconds": {n: {c: seconds_of(records, n, c) for c in CONTESTANTS} for n in SETS},
             "overhead_seconds_64": costs,
+            "training_step_seconds_64": step,
             "rounds": records,
         }
         arguments.output.write_text(json.dumps(content, indent=1) + "\n")

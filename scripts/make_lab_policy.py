@@ -8,8 +8,8 @@ first lines of the working:
 
     solve 6 + 3 - 2 + 4 = hint 6 + 3 = 9 ; 9 - 2 = 7    -> <think> 6 + 3 = 9 ; 9 - 2 = 7 ; 7 + 4 = 11 </think> ...
 
-Level L of 3 leaves the last 7 - 2 L lines to the solver. `hints.jsonl` has all levels for the prompts that the recipes
-in recipes/lab/guidance train on.
+It has seen any number of them; level L of 3 gives the first 3 L - 2. `hints.jsonl` has all levels for the prompts that
+the recipes in recipes/lab/guidance train on.
 """
 
 import argparse
@@ -38,15 +38,14 @@ HINTED_STYLE = Style(careful=0.85, flawed_format=0.1)  # who has the first lines
 TERM = re.compile(r"[+-]? ?\d+")
 
 
-def worked_hint(task: ChainSum, level: int) -> str:
-    """The lines of the working without the last 7 - 2 `level`; at least one."""
-    steps = task.steps()
-    return " ; ".join(steps[: max(1, len(steps) - (7 - 2 * level))])
+def worked_hint(task: ChainSum, num_lines: int) -> str:
+    """The first lines of the working."""
+    return " ; ".join(task.steps()[:num_lines])
 
 
 def hinted_row(rng: random.Random, style: Style) -> tuple[str, str]:
     task = sample_chain_sum(rng, rng.randint(*HINTED_TERMS))
-    hint = worked_hint(task, rng.choice(LEVELS))
+    hint = worked_hint(task, rng.randint(1, len(task.terms) - 2))
     return f"solve {task.text} = hint {hint}", solution(rng, style, task.steps(), task.answer)
 
 
@@ -82,7 +81,7 @@ def write_hints(path: Path, num_terms: int, size: int, seed: int) -> None:
             expression = entry["metadata"]["expression"]
             task = ChainSum(tuple(int(term.replace(" ", "")) for term in TERM.findall(expression)))
             assert str(task.answer) == entry["answer"]
-            hints = [worked_hint(task, level) for level in LEVELS]
+            hints = [worked_hint(task, 3 * level - 2) for level in LEVELS]
             file.write(json.dumps({"prompt_id": prompt_id, "prompt": f"solve {expression} =", "hints": hints}) + "\n")
 
 
