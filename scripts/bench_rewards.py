@@ -279,7 +279,9 @@ def main() -> None:
     costs = overhead(rounds=50)
     console.print({f"64 completions, {name}, ms": round(1000 * value, 2) for name, value in costs.items()})
     step = share_of_a_step(steps=20)
-    console.print(f"a training step of 64 completions: {step['step']:.3f} s; verification in it: {step['verify']:.4f} s")
+    console.print(
+        f"a training step of 64 completions: {step['step']:.3f} s; verification in it: {step['verify']:.4f} s"
+    )
     if arguments.output:
         machine = {
             "cpu": platform.processor() or platform.machine(),

@@ -8,8 +8,8 @@ first lines of the working:
 
     solve 6 + 3 - 2 + 4 = hint 6 + 3 = 9 ; 9 - 2 = 7    -> <think> 6 + 3 = 9 ; 9 - 2 = 7 ; 7 + 4 = 11 </think> ...
 
-It has seen any number of them; level L of 3 gives the first 3 L - 2. `hints.jsonl` has all levels for the prompts that
-the recipes in recipes/lab/guidance train on.
+It guesses at sums of 9 and more terms unless it has a hint, so that it fails at what it could do. Level L of 3 gives
+the first 3 L - 2 lines. `hints.jsonl` has all levels for the prompts that recipes/lab/guidance trains on.
 """
 
 import argparse
@@ -29,12 +29,13 @@ from rlvr.data.sources import SEED_STRIDE
 from rlvr.model import resolve_model_path
 
 SEED = 20261126
-STEPS, ROWS, HINTED_ROWS = 450, 60, 44
+STEPS, ROWS, HINTED_ROWS, LONG_ROWS = 450, 60, 36, 12
 PEAK_LR = 1.5e-3
 HINTED_TERMS = (6, 11)
 LEVELS = (1, 2, 3)
 STYLE = PHASES[-1][2]
 HINTED_STYLE = Style(careful=0.85, flawed_format=0.1)  # who has the first lines goes on with them
+LONG_TERMS, LONG_STYLE = (9, 11), Style(careful=0.0, flawed_format=0.15)  # without a hint, long sums are guessed at
 TERM = re.compile(r"[+-]? ?\d+")
 
 
@@ -49,6 +50,11 @@ def hinted_row(rng: random.Random, style: Style) -> tuple[str, str]:
     return f"solve {task.text} = hint {hint}", solution(rng, style, task.steps(), task.answer)
 
 
+def long_row(rng: random.Random) -> tuple[str, str]:
+    task = sample_chain_sum(rng, rng.randint(*LONG_TERMS))
+    return f"solve {task.text} =", solution(rng, LONG_STYLE, task.steps(), task.answer)
+
+
 def train(model: Qwen3ForCausalLM, steps: int) -> None:
     tokenizer = AutoTokenizer.from_pretrained(resolve_model_path("builtin://starter"))
     optimizer = torch.optim.AdamW(model.parameters(), lr=PEAK_LR, betas=(0.9, 0.98), weight_decay=0.01)
@@ -57,8 +63,9 @@ def train(model: Qwen3ForCausalLM, steps: int) -> None:
         bar = progress.add_task("lab policy", total=steps)
         for step in range(steps):
             rng = random.Random(f"{SEED}/{step}")
-            rows = sample_rows(SEED, step, ROWS - HINTED_ROWS, STYLE, frozenset())
+            rows = sample_rows(SEED, step, ROWS - HINTED_ROWS - LONG_ROWS, STYLE, frozenset())
             rows += [hinted_row(rng, HINTED_STYLE) for _ in range(HINTED_ROWS)]
+            rows += [long_row(rng) for _ in range(LONG_ROWS)]
             rows.sort(key=lambda row: len(row[0]) + len(row[1]))
             chunks = [encode(tokenizer, rows[i : i + ROWS // 3]) for i in range(0, ROWS, ROWS // 3)]
             num_labels = sum(int((labels[:, 1:] != -100).sum()) for _, labels in chunks)
