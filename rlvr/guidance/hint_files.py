@@ -153,7 +153,7 @@ def _rows(
                 advice = nearest(wanted[0], row, f"its columns are {', '.join(row)}")
                 raise DataError(f"{where} has no column {names}; {advice}")
         prompt_id = _whole(row["prompt_id"], f"{where}: `prompt_id`")
-        if prompt_id not in ids and prompt_id < num_rows:
+        if prompt_id not in ids and 0 <= prompt_id < num_rows:
             continue
         if prompt_id not in ids:
             raise DataError(

@@ -113,7 +113,7 @@ def run_step(
 
     before = [tensor(values) for values in (case.current.logprobs, case.current.entropy, case.current.nucleus)]
     currents = [stats(before, rows, width) for rows, width in zip(split, widths, strict=True)]
-    tokens = step_tokens(batches, currents, algorithm, step=STEP, seed=SEED, gather=own_gather)
+    tokens = step_tokens(batches, currents, algorithm=algorithm, step=STEP, seed=SEED, gather=own_gather)
     prepared, metrics = prepare_step(batches, regularizers, tokens)
     loss, totals = 0.0, dict(metrics)
     for rows, width, batch in zip(split, widths, prepared, strict=True):
@@ -226,7 +226,7 @@ def test_clipped_tokens_are_those_of_the_recipes_ratio(level: str) -> None:
     algorithm = AlgorithmConfig(ratio_level=level).resolved()
     batches = [microbatch(case, [0, 1, 2], 2, 1, on_policy=False)]
     current = TokenStats(padded(tensor(case.live.logprobs), 1))
-    tokens = step_tokens(batches, [current], algorithm, step=0, seed=0, gather=own_gather)
+    tokens = step_tokens(batches, [current], algorithm=algorithm, step=0, seed=0, gather=own_gather)
     first = [True, True] if level == "token" else [False, False]
     assert (tokens.clipped & tokens.mask)[:, :2].tolist() == [first, [True, False], [False, True]]
 
