@@ -41,7 +41,7 @@ def line_fit(tensors: list[Vector], steps: list[int], at: float) -> tuple[Vector
 
 
 def timber(base: Matrix, tuned: Matrix, keep: float) -> Matrix:
-    """A + sum_i c_i s_i u_i v_i^T with c_i 1 for the first k = ceil(exp(entropy of s / sum s)) and `keep` after them."""
+    """A + sum_i c_i s_i u_i v_i^T with c_i 1 for the first k = ceil(exp(entropy of s / sum s)) and `keep` after."""
     delta = [[b - a for a, b in zip(*rows, strict=True)] for rows in zip(base, tuned, strict=True)]
     triples = singular_triples(delta)
     rank = effective_rank([value for value, _, _ in triples])
