@@ -10,6 +10,7 @@ from pathlib import Path
 
 from rlvr.errors import ExtrapolationError
 
+SUFFIX = ".rlvr-partial"
 FULL = (errno.ENOSPC, errno.EDQUOT, errno.EFBIG)
 
 
@@ -17,11 +18,12 @@ FULL = (errno.ENOSPC, errno.EDQUOT, errno.EFBIG)
 def new_folder(final: Path, num_bytes: int, report: Callable[[str], None]) -> Iterator[Path]:
     """A hidden folder beside `final`, which becomes `final` at the end; after an error, nothing is left of it.
 
-    A killed process leaves the hidden folder, which the next run into `final` removes and says so by `report`. Raises
-    ExtrapolationError if `final` exists, if another process is writing it, or if the disk has no `num_bytes` left.
+    A killed process leaves the hidden folder, which the next run into `final` removes; it says so by `report`, and
+    names those that lie beside it, of other outputs. Raises ExtrapolationError if `final` exists, if another process is
+    writing it, or if the disk has no `num_bytes` left.
     """
     check_new(final)
-    hidden = final.with_name(f".{final.name}.partial")
+    hidden = final.with_name(f".{final.name}{SUFFIX}")
     with writing_to(final):
         final.parent.mkdir(parents=True, exist_ok=True)
         lock = _locked(hidden, final, report)
@@ -68,23 +70,33 @@ def writing_to(final: Path) -> Iterator[None]:
 def _locked(hidden: Path, final: Path, report: Callable[[str], None]) -> int:
     """Makes the folder and returns a descriptor that locks it for as long as this process lives."""
     if hidden.exists():
-        lock = _lock(hidden, final)
+        lock = _own(hidden, final)
         shutil.rmtree(hidden)
         os.close(lock)
         report(f"removed {hidden}, which a killed run had left")
+    for other in sorted(final.parent.glob(f".*{SUFFIX}")):
+        if (free := _lock(other)) is not None:
+            os.close(free)
+            report(f"{other} was left by a killed run; remove it if it is of no use")
     hidden.mkdir()
-    return _lock(hidden, final)
+    return _own(hidden, final)
 
 
-def _lock(hidden: Path, final: Path) -> int:
-    lock = os.open(hidden, os.O_RDONLY)
+def _own(hidden: Path, final: Path) -> int:
+    lock = _lock(hidden)
+    if lock is None:
+        raise ExtrapolationError(f"Another process is writing {final}; wait for it, or choose another --out.")
+    return lock
+
+
+def _lock(folder: Path) -> int | None:
+    """A descriptor that holds the lock of a folder; None where a living process has it."""
+    lock = os.open(folder, os.O_RDONLY)
     try:
         fcntl.flock(lock, fcntl.LOCK_EX | fcntl.LOCK_NB)
-    except BlockingIOError as error:
+    except BlockingIOError:
         os.close(lock)
-        raise ExtrapolationError(
-            f"Another process is writing {final}; wait for it, or choose another --out."
-        ) from error
+        return None
     return lock
 
 

@@ -1,13 +1,14 @@
 """What the commands of `rlvr extrapolate` do once their options are known, and what they show."""
 
 import statistics
-from collections.abc import Callable, Mapping, Sequence
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
 import torch
 from rich.console import Console
+from rich.markup import escape
 from rich.progress import BarColumn, Progress, TaskProgressColumn, TextColumn, TimeRemainingColumn
 from rich.table import Table
 
@@ -59,7 +60,7 @@ def run_line_fit(checkpoints: Sequence[Path], at_step: float, min_r2: float, opt
     steps = _steps(sources.views, "--base, --tuned and --alpha")
     chosen = treatments(sources.tuned, options.rules())
     sources.check_arithmetic([name for name, each in chosen.items() if not each.copied])
-    with _progress() as progress:
+    with _progress(Console()) as progress:
         values = sum(sources.infos[name].numel for name, each in chosen.items() if not each.copied)
         bar = progress.add_task("fit", total=values)
         chosen, fits = gated(sources, chosen, steps, min_r2, lambda done: progress.advance(bar, done))
@@ -124,17 +125,28 @@ def _run(
     }
     job = Job(operation, settings, sources, chosen, None if options.dtype is None else DTYPES[options.dtype])
     console = Console()
-    with _progress() as progress:
+    with _progress(console) as progress:
         bar = progress.add_task(operation, total=sum(info.numel for info in sources.infos.values()))
-        advance: Callable[[int], None] = lambda done: progress.advance(bar, done)  # noqa: E731
-        written = write_checkpoint(job, options.out, int(options.max_shard_gb * 1e9), notes, advance, console.print)
+
+        def advance(values: int) -> None:
+            progress.advance(bar, values)
+
+        def report(text: str) -> None:
+            console.print(text, markup=False, highlight=False, soft_wrap=True)
+
+        written = write_checkpoint(job, options.out, int(options.max_shard_gb * 1e9), notes, advance, report)
     console.print(_table(job, fits or {}))
-    console.print(_line(written, options.out), soft_wrap=True)
+    report(_line(written, options.out))
 
 
-def _progress() -> Progress:
+def _progress(console: Console) -> Progress:
     return Progress(
-        TextColumn("{task.description}"), BarColumn(), TaskProgressColumn(), TextColumn("left"), TimeRemainingColumn()
+        TextColumn("{task.description}"),
+        BarColumn(),
+        TaskProgressColumn(),
+        TextColumn("left"),
+        TimeRemainingColumn(),
+        console=console,
     )
 
 
@@ -146,7 +158,7 @@ def _table(job: Job, fits: Mapping[str, float]) -> Table:
     for heading in ("tensors", "values", *(["median R^2"] if fits else [])):
         table.add_column(heading, justify="right", no_wrap=True)
     for treatment, (tensors, values) in numbers_of(job.treatments, job.sources.infos).items():
-        cells = [treatment.group, _in_words(job, treatment), f"{tensors:,}", f"{values:,}"]
+        cells = [escape(treatment.group), _in_words(job, treatment), f"{tensors:,}", f"{values:,}"]
         if fits:
             found = [fits[name] for name, each in job.treatments.items() if each == treatment and name in fits]
             cells.append(f"{statistics.median(found):.3f}" if found else "")

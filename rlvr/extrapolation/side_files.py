@@ -6,6 +6,7 @@ from collections.abc import Sequence
 from pathlib import Path
 
 from rlvr.extrapolation.view import WeightView
+from rlvr.run_directory import CHECKPOINT
 
 MODEL_FILES = ("config.json", "generation_config.json", "*.py")
 TOKENIZER_FILES = (
@@ -30,8 +31,7 @@ def copy_side_files(views: Sequence[WeightView], folder: Path, dtype: str | None
     """
     found = {}
     for kind, patterns in (("model", MODEL_FILES), ("tokenizer", TOKENIZER_FILES)):
-        for view in reversed(views):
-            source = view.path if view.path.is_dir() else view.path.parent
+        for source in (source for view in reversed(views) for source in _folders(view)):
             if files := _files(source, patterns):
                 for file in files:
                     shutil.copyfile(file, folder / file.name)
@@ -43,6 +43,12 @@ def copy_side_files(views: Sequence[WeightView], folder: Path, dtype: str | None
         content["torch_dtype" if "torch_dtype" in content else "dtype"] = dtype
         config.write_text(json.dumps(content, indent=2) + "\n", encoding="utf-8")
     return found
+
+
+def _folders(view: WeightView) -> tuple[Path, ...]:
+    """Where such files may be: a sharded checkpoint of a run has none, but the run's policy does."""
+    folder = view.path if view.path.is_dir() else view.path.parent
+    return (folder, folder.parent / "policy") if CHECKPOINT.fullmatch(folder.name) else (folder,)
 
 
 def _files(source: Path, patterns: Sequence[str]) -> list[Path]:

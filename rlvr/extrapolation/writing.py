@@ -121,6 +121,8 @@ def write_checkpoint(
             if len(shards) > 1:
                 (folder / INDEX).write_text(index_of(shards), encoding="utf-8")
             copied = copy_side_files(job.sources.views, folder, None if job.dtype is None else dtype_name(job.dtype))
+            if "model" not in copied:
+                report(f"no config.json lies beside the checkpoints; put that of the model into {out}")
             facts = provenance_of(job.sources, job.treatments, {**notes, "side_files": copied})
             write_json(folder / "provenance.json", facts)
     return Written(len(shards), total, time.perf_counter() - started)

@@ -125,7 +125,7 @@ def test_a_disk_that_is_too_small_is_known_before(tmp_path: Path) -> None:
 def test_killed_while_writing_leaves_nothing_that_loads(
     pair: list[Path], tmp_path: Path, capsys: pytest.CaptureFixture[str]
 ) -> None:
-    out, hidden = tmp_path / "out", tmp_path / ".out.partial"
+    out, hidden = tmp_path / "out", tmp_path / ".out.rlvr-partial"
     with subprocess.Popen([*SCRIPT, *map(str, pair), str(out), "0.2"], stdout=subprocess.PIPE, text=True) as process:
         assert process.stdout is not None
         assert process.stdout.readline() == "started\n"
@@ -140,6 +140,10 @@ def test_killed_while_writing_leaves_nothing_that_loads(
     assert f"removed {hidden}, which a killed run had left" in capsys.readouterr().out.replace("\n", "")
     assert not hidden.exists()
     assert COUNTER in load(out)
+    hidden.mkdir()
+    write(pair, tmp_path / "another")
+    assert f"{hidden} was left by a killed run" in capsys.readouterr().out.replace("\n", "")
+    assert hidden.exists()
 
 
 def test_a_full_disk_leaves_nothing(pair: list[Path], tmp_path: Path) -> None:
@@ -169,7 +173,7 @@ def test_a_folder_that_cannot_be_written_is_named(pair: list[Path], tmp_path: Pa
 
 
 def test_lock_goes_with_the_process(pair: list[Path], tmp_path: Path) -> None:
-    hidden = tmp_path / ".out.partial"
+    hidden = tmp_path / ".out.rlvr-partial"
     hidden.mkdir()
     lock = os.open(hidden, os.O_RDONLY)
     fcntl.flock(lock, fcntl.LOCK_EX)

@@ -202,6 +202,19 @@ def test_line_fit_copies_what_fits_poorly(tmp_path: Path) -> None:
     assert torch.allclose(out[ATTENTION], start[ATTENTION] + 60 * moves[ATTENTION], atol=1e-4)
 
 
+def test_sharded_checkpoints_take_the_files_of_the_policy(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
+    paths = [save(tmp_path / f"checkpoint-{step}", tensors_of(step), step) for step in (1, 2)]
+    for file in (file for path in paths for file in path.iterdir() if file.suffix == ".json"):
+        file.unlink()
+    write(paths, tmp_path / "without")
+    assert "no config.json lies beside" in capsys.readouterr().out
+    save(tmp_path / "policy", tensors_of(2))
+    write(paths, tmp_path / "out")
+    assert capsys.readouterr().out == ""
+    assert json.loads((tmp_path / "out/config.json").read_text())["of"] == "policy"
+    assert (tmp_path / "out/tokenizer.json").read_text() == "policy"
+
+
 def test_provenance_and_side_files(pair: list[Path], tmp_path: Path) -> None:
     (pair[0] / "chat_template.jinja").write_text("not the tuned model's")
     (pair[1] / "config.json").unlink()
