@@ -22,6 +22,10 @@ class RewardError(UserError):
     """A reward cannot be loaded, or broke the contract of reward functions."""
 
 
+class CheckpointError(UserError):
+    """A checkpoint is missing, damaged, or holds what cannot be read safely or rightly."""
+
+
 class RunAborted(UserError):
     """The run stopped itself because going on would waste compute; what was saved stays."""
 
