@@ -127,7 +127,7 @@ def _zero_folder(path: Path) -> Path | None:
 def _adapter(path: Path, base: Path | None) -> WeightView:
     from rlvr.extrapolation.readers.adapter import read_adapter
 
-    found = base or _named_base(path)
+    found = base or named_base(path)
     if (found / ADAPTER).is_file():
         raise CheckpointError(f"{path} is an adapter of the adapter {found}; merge that one and give the saved model")
     under = open_checkpoint(found)
@@ -135,7 +135,7 @@ def _adapter(path: Path, base: Path | None) -> WeightView:
     return StoredWeights(path, _step(path), source, {name: name for name in source.infos}, source.shared)
 
 
-def _named_base(path: Path) -> Path:
+def named_base(path: Path) -> Path:
     """The base that an adapter names. Raises CheckpointError where that is no folder of this machine."""
     from rlvr.model import resolve_model_path
 

@@ -20,6 +20,7 @@ NoDefaultsOption = Annotated[
     bool, typer.Option("--no-default-copies", help="do not copy norms, embeddings and the head unless --copy says so")
 ]
 ShardOption = Annotated[float, typer.Option("--max-shard-gb", help="size of the largest file, in GB of 10^9 bytes")]
+AdapterBaseOption = Annotated[Path | None, typer.Option(help="the model of adapters, if not the one that they name")]
 SHARD_GB = 5.0
 
 
@@ -38,6 +39,7 @@ def extrapolate_weights(
     no_default_copies: NoDefaultsOption = False,
     dtype: DtypeOption = None,
     max_shard_gb: ShardOption = SHARD_GB,
+    adapter_base: AdapterBaseOption = None,
 ) -> None:
     """Where the weights will be at a later step: A + alpha (B - A), or a line through more checkpoints."""
     with user_errors():
@@ -61,7 +63,7 @@ def extrapolate_weights(
 
         from rlvr.extrapolation import running
 
-        options = running.Options(out, dtype, max_shard_gb, copy or (), own_alphas, not no_default_copies)
+        options = running.Options(out, dtype, max_shard_gb, copy or (), own_alphas, not no_default_copies, adapter_base)
         if fit:
             assert at_step is not None
             running.run_line_fit(checkpoints or [], at_step, min_r2, options)
@@ -79,6 +81,7 @@ def average_weights(
     copy: CopyOption = None,
     dtype: DtypeOption = None,
     max_shard_gb: ShardOption = SHARD_GB,
+    adapter_base: AdapterBaseOption = None,
 ) -> None:
     """The weighted mean of checkpoints, norms and embeddings included."""
     with user_errors():
@@ -89,7 +92,7 @@ def average_weights(
         from rlvr.extrapolation import running
 
         # A mean is no prediction, so nothing speaks against norms and embeddings.
-        options = running.Options(out, dtype, max_shard_gb, copy or (), (), default_copies=False)
+        options = running.Options(out, dtype, max_shard_gb, copy or (), (), False, adapter_base)
         running.run_average(checkpoints, shares, options)
 
 
@@ -103,6 +106,7 @@ def timber_weights(
     no_default_copies: NoDefaultsOption = False,
     dtype: DtypeOption = None,
     max_shard_gb: ShardOption = SHARD_GB,
+    adapter_base: AdapterBaseOption = None,
 ) -> None:
     """Timber: of what training added, keep the strong directions and shrink the rest towards the base."""
     with user_errors():
@@ -111,7 +115,7 @@ def timber_weights(
 
         from rlvr.extrapolation import running
 
-        options = running.Options(out, dtype, max_shard_gb, copy or (), (), not no_default_copies)
+        options = running.Options(out, dtype, max_shard_gb, copy or (), (), not no_default_copies, adapter_base)
         running.run_timber(base, tuned, keep, options)
 
 

@@ -33,6 +33,7 @@ class Options:
     copies: Sequence[str]
     alphas: tuple[tuple[str, float], ...]
     default_copies: bool
+    adapter_base: Path | None
 
     def rules(self) -> Rules:
         return Rules(tuple(self.copies), self.alphas, self.default_copies)
@@ -89,7 +90,7 @@ def _open(paths: Sequence[Path], options: Options, by_step: bool = False) -> Sou
         raise ExtrapolationError(f"--dtype {options.dtype} is not among {', '.join(DTYPES)}; give one of them.")
     if not options.max_shard_gb > 0.0:
         raise ExtrapolationError(f"--max-shard-gb is {options.max_shard_gb:g}; give a size such as 5.")
-    views = [open_checkpoint(path) for path in paths]
+    views = [open_checkpoint(path, options.adapter_base) for path in paths]
     if by_step:
         steps = _steps(views, "--base, --tuned and --alpha")
         views = [view for _, view in sorted(zip(steps, views, strict=True), key=lambda pair: pair[0])]
@@ -123,7 +124,8 @@ def _run(
         "dtype": options.dtype,
         **notes,
     }
-    job = Job(operation, settings, sources, chosen, None if options.dtype is None else DTYPES[options.dtype])
+    dtype = None if options.dtype is None else DTYPES[options.dtype]
+    job = Job(operation, settings, sources, chosen, dtype, options.adapter_base)
     console = Console()
     with _progress(console) as progress:
         bar = progress.add_task(operation, total=sum(info.numel for info in sources.infos.values()))

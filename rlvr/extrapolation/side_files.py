@@ -5,6 +5,7 @@ import shutil
 from collections.abc import Sequence
 from pathlib import Path
 
+from rlvr.extrapolation.checkpoints import ADAPTER, POLICY, named_base
 from rlvr.extrapolation.view import WeightView
 from rlvr.run_directory import CHECKPOINT
 
@@ -23,15 +24,14 @@ TOKENIZER_FILES = (
 )
 
 
-def copy_side_files(views: Sequence[WeightView], folder: Path, dtype: str | None) -> dict[str, str]:
-    """Copies model and tokenizer files, each kind from the newest checkpoint with any; returns whence, by kind.
+def copy_side_files(folders: Sequence[Path], folder: Path, dtype: str | None) -> dict[str, str]:
+    """Copies model and tokenizer files to `folder`, each kind from the first folder with any; returns whence, by kind.
 
-    An adapter, for example, has no config.json of its own, but the model that it belongs to has. With `dtype`, the
-    copied config.json names it. OSError where something cannot be read or written.
+    With `dtype`, the copied config.json names it. OSError where something cannot be read or written.
     """
     found = {}
     for kind, patterns in (("model", MODEL_FILES), ("tokenizer", TOKENIZER_FILES)):
-        for source in (source for view in reversed(views) for source in _folders(view)):
+        for source in folders:
             if files := _files(source, patterns):
                 for file in files:
                     shutil.copyfile(file, folder / file.name)
@@ -45,10 +45,20 @@ def copy_side_files(views: Sequence[WeightView], folder: Path, dtype: str | None
     return found
 
 
-def _folders(view: WeightView) -> tuple[Path, ...]:
-    """Where such files may be: a sharded checkpoint of a run has none, but the run's policy does."""
-    folder = view.path if view.path.is_dir() else view.path.parent
-    return (folder, folder.parent / "policy") if CHECKPOINT.fullmatch(folder.name) else (folder,)
+def side_folders(views: Sequence[WeightView], adapter_base: Path | None) -> list[Path]:
+    """Where such files may be, first the checkpoints from the last one on.
+
+    Sharded checkpoints have none, but their run's policy does; adapters lack config.json, but their base has it.
+    """
+    found = []
+    for view in reversed(views):
+        folder = view.path if view.path.is_dir() else view.path.parent
+        found.append(folder)
+        if CHECKPOINT.fullmatch(folder.name):
+            found.append(folder.parent / POLICY)
+        if (folder / ADAPTER).is_file():
+            found.append(adapter_base or named_base(folder))
+    return found
 
 
 def _files(source: Path, patterns: Sequence[str]) -> list[Path]:

@@ -19,7 +19,7 @@ from rlvr.extrapolation.output_folder import new_folder, writing_to
 from rlvr.extrapolation.provenance import provenance_of, write_json
 from rlvr.extrapolation.rules import POOR_FIT, Treatment
 from rlvr.extrapolation.safetensors_file import ShardWriter, in_file_order, index_of, num_bytes, shards_of
-from rlvr.extrapolation.side_files import copy_side_files
+from rlvr.extrapolation.side_files import copy_side_files, side_folders
 from rlvr.extrapolation.sources import WHOLE, Rows, Sources, dtype_name, row_blocks
 from rlvr.extrapolation.view import TensorInfo
 
@@ -36,6 +36,7 @@ class Job:
     sources: Sources
     treatments: Mapping[str, Treatment]
     dtype: torch.dtype | None  # of floating-point tensors; None: as the tuned checkpoint stores each
+    adapter_base: Path | None = None  # the model of adapters, where not the one that they name
 
     def infos(self) -> dict[str, TensorInfo]:
         """Shapes and dtypes of what is written."""
@@ -120,7 +121,8 @@ def write_checkpoint(
         with writing_to(out):
             if len(shards) > 1:
                 (folder / INDEX).write_text(index_of(shards), encoding="utf-8")
-            copied = copy_side_files(job.sources.views, folder, None if job.dtype is None else dtype_name(job.dtype))
+            folders = side_folders(job.sources.views, job.adapter_base)
+            copied = copy_side_files(folders, folder, None if job.dtype is None else dtype_name(job.dtype))
             if "model" not in copied:
                 report(f"no config.json lies beside the checkpoints; put that of the model into {out}")
             facts = provenance_of(job.sources, job.treatments, {**notes, "side_files": copied})

@@ -14,19 +14,6 @@ from rlvr.extrapolation.operations import average, extrapolate, line_fit, timber
 from tests.unit.extrapolation_cases import COUNTER, EMBEDDING, MLP, load, same, save, tensors_of
 
 
-@pytest.fixture(autouse=True)
-def _plain_views(monkeypatch: pytest.MonkeyPatch) -> None:
-    from types import SimpleNamespace
-
-    from tests.unit.extrapolation_cases import PlainView
-
-    monkeypatch.setitem(
-        sys.modules,
-        "rlvr.extrapolation.checkpoints",
-        SimpleNamespace(open_checkpoint=PlainView),  # type: ignore[arg-type]
-    )
-
-
 @pytest.fixture
 def run_dir(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Path:
     """Three checkpoints of a run and one whose step is not known, in the folder where the commands are called."""
