@@ -1,7 +1,7 @@
 """New weights from those of checkpoints, tensor by tensor; pure functions of tensors that share a shape.
 
-Arithmetic is in float32, or float64 where a tensor is stored so, and the result stays in it: whoever stores it casts
-once. All but `timber` act on every weight by itself, so they may be given some rows of the tensors.
+Arithmetic is in float32, or float64 where a tensor is stored so, and what comes out is cast once, when it is stored.
+All but `timber` act on every weight by itself, so they may be given some rows of the tensors.
 """
 
 import math
@@ -17,17 +17,20 @@ from rlvr.errors import ExtrapolationError
 WEIGHT_SUM_TOLERANCE = 1e-6
 
 
-def extrapolate(base: Tensor, tuned: Tensor, alpha: float) -> Tensor:
+def extrapolate(base: Tensor, tuned: Tensor, alpha: float, stored: torch.dtype | None = None) -> Tensor:
     """W = A + alpha (B - A), arXiv 2601.04537: where training goes that went from A to B if it goes on alike.
 
     Any shape. `alpha` 0 is A itself and 1 is B itself, in their stored dtype, bit for bit. Between, `torch.lerp` starts
     from the nearer of the two, so that weights that did not move stay what they are for any `alpha`.
+
+    The result is float32 (float64), unless `stored`, the dtype in which it will be kept, is that of both A and B: then
+    it is cast already, as `torch.lerp` of 16-bit tensors calculates in float32 and rounds once, in a third of the time.
     """
     if alpha == 0.0:
         return base
     if alpha == 1.0:
         return tuned
-    dtype = _arithmetic_dtype((base, tuned))
+    dtype = stored if stored == base.dtype == tuned.dtype else _arithmetic_dtype((base, tuned))
     return torch.lerp(base.to(dtype), tuned.to(dtype), alpha)
 
 
@@ -143,22 +146,27 @@ def _arithmetic_dtype(tensors: Sequence[Tensor]) -> torch.dtype:
 
 @dataclass(frozen=True)
 class Operation:
-    """How an operation is called on the tensors of all checkpoints, the one from which the rest is copied last."""
+    """How an operation is called on the tensors of all checkpoints, its settings, and the dtype of what is stored.
+
+    The last checkpoint is the one from which the rest is copied.
+    """
 
     formula: str
-    apply: Callable[[Sequence[Tensor], Mapping[str, Any]], Tensor]
+    apply: Callable[[Sequence[Tensor], Mapping[str, Any], torch.dtype], Tensor]
     by_rows: bool = True  # rows can be computed apart from each other
 
 
 OPERATIONS: dict[str, Operation] = {
     "extrapolate": Operation(
-        "A + alpha (B - A)", lambda tensors, given: extrapolate(tensors[0], tensors[1], given["alpha"])
+        "A + alpha (B - A)", lambda each, given, stored: extrapolate(each[0], each[1], given["alpha"], stored)
     ),
-    "average": Operation("sum_i w_i W_i", lambda each, given: average(each, given["weights"])),
-    "line_fit": Operation("line through W_i at a step", lambda each, given: line_at(each, given["steps"], given["at"])),
+    "average": Operation("sum_i w_i W_i", lambda each, given, stored: average(each, given["weights"])),
+    "line_fit": Operation(
+        "line through W_i at a step", lambda each, given, stored: line_at(each, given["steps"], given["at"])
+    ),
     "timber": Operation(
         "A + low-rank part of (B - A)",
-        lambda tensors, given: timber(tensors[0], tensors[1], given["keep"]),
+        lambda each, given, stored: timber(each[0], each[1], given["keep"]),
         by_rows=False,
     ),
 }

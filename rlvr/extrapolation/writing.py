@@ -5,6 +5,7 @@ import time
 from collections import deque
 from collections.abc import Callable, Iterator, Mapping, Sequence
 from concurrent.futures import Future, ThreadPoolExecutor
+from contextlib import contextmanager
 from dataclasses import dataclass, replace
 from functools import partial
 from pathlib import Path
@@ -154,7 +155,7 @@ def _result(job: Job, name: str, rows: Rows, info: TensorInfo) -> Tensor:
         operation = OPERATIONS[job.operation]
         if not operation.by_rows and (error := sources.not_finite(name, tensors)) is not None:
             raise error  # a decomposition of NaN fails without saying so
-        result = operation.apply(tensors, job.settings_of(name))
+        result = operation.apply(tensors, job.settings_of(name), info.dtype)
     result = result.to(info.dtype).contiguous()
     if info.dtype.is_floating_point and not _is_finite(result):
         raise sources.not_finite(name, tensors) or ExtrapolationError(
@@ -167,8 +168,7 @@ def _is_finite(tensor: Tensor) -> bool:
     """Whether all values are; a sum is NaN or infinite if one of them is, and much quicker than a look at each."""
     if tensor.dtype.itemsize == 1:  # float8 types have no sum
         tensor = tensor.float()
-    accumulated = torch.float64 if tensor.dtype == torch.float64 else torch.float32
-    return bool(tensor.sum(dtype=accumulated).isfinite()) or bool(torch.isfinite(tensor).all())
+    return bool(tensor.sum().isfinite()) or bool(torch.isfinite(tensor).all())
 
 
 def _num_values(info: TensorInfo, rows: Rows) -> int:
@@ -176,9 +176,21 @@ def _num_values(info: TensorInfo, rows: Rows) -> int:
     return info.numel if last is None else info.numel // info.shape[0] * (last - first)
 
 
+@contextmanager
+def _one_thread_each(workers: int) -> Iterator[None]:
+    """Meanwhile torch does not split what each of several threads does into threads again, which is slow."""
+    before = torch.get_num_threads()
+    if workers > 1:
+        torch.set_num_threads(1)
+    try:
+        yield
+    finally:
+        torch.set_num_threads(before)
+
+
 def _in_order(tasks: Sequence[Callable[[], Any]], ahead: int = THREADS) -> Iterator[Any]:
     """Results of the tasks in their order, computed by as many threads as they may be `ahead` of the caller."""
-    with ThreadPoolExecutor(ahead) as pool:
+    with _one_thread_each(ahead), ThreadPoolExecutor(ahead) as pool:
         begun: deque[Future[Any]] = deque()
         try:
             for task in tasks:

@@ -81,6 +81,16 @@ def test_what_did_not_move_stays(alpha: float) -> None:
     assert fit == 1.0
 
 
+@pytest.mark.parametrize("alpha", [*ALPHAS, 0.4999, 1e-3, 100.0])
+@pytest.mark.parametrize("dtype", [torch.bfloat16, torch.float16])
+def test_sixteen_bits_are_cast_once(dtype: torch.dtype, alpha: float) -> None:
+    base, tuned = drawn((1000, 1000), 2, 0, dtype)
+    direct = extrapolate(base, tuned, alpha, stored=dtype)
+    assert same_bits(direct, extrapolate(base.float(), tuned.float(), alpha).to(dtype))
+    assert extrapolate(base, tuned, alpha, stored=torch.float32).dtype == torch.float32
+    assert extrapolate(base.float(), tuned, alpha, stored=dtype).dtype == torch.float32
+
+
 def test_extrapolate_is_linear_in_alpha() -> None:
     base, tuned = drawn((7, 11), 2, 3, torch.float64)
     low, middle, high = (extrapolate(base, tuned, alpha) for alpha in (-1.0, 0.75, 2.5))
@@ -198,4 +208,4 @@ def test_registry_calls_the_functions() -> None:
     }
     assert calls.keys() == OPERATIONS.keys()
     for name, (tensors, settings, expected) in calls.items():
-        assert torch.equal(OPERATIONS[name].apply(tensors, settings), expected)
+        assert torch.equal(OPERATIONS[name].apply(tensors, settings, torch.bfloat16), expected)
