@@ -231,15 +231,20 @@ def _within(parts: Sequence[int], rank: int, offset: int, start: int, length: in
 
 def _frozen(ranks: Ranks, states: Mapping[str, Any]) -> dict[str, TensorInfo]:
     """The parameters that are not trained; notes their pieces."""
+    shapes: Mapping[str, Sequence[int]] = states.get("frozen_param_shapes") or {}
     infos: dict[str, TensorInfo] = {}
-    for name, shape in (states.get("frozen_param_shapes") or {}).items():
-        numel = torch.Size(shape).numel()
-        share = -(-numel // ranks.world) if ranks.stage == 3 else numel
-        infos[name] = TensorInfo(tuple(shape), states["frozen_param_fragments"][name].dtype)
-        ranks.pieces[name] = [
-            Piece(rank * share, rank, name, 0, min(share, numel - rank * share))
-            for rank in range(ranks.world if ranks.stage == 3 else 1)
-        ]
+    holders = range(ranks.world if ranks.stage == 3 else 1)
+    for rank in holders:
+        fragments: Mapping[str, Tensor] = ranks.model_states(rank).get("frozen_param_fragments") or {}
+        for name, shape in shapes.items():
+            numel = torch.Size(shape).numel()
+            share = -(-numel // len(holders))
+            held = fragments[name].numel() if name in fragments else 0
+            if held != share:
+                raise _misfit(ranks, share, held)
+            infos[name] = TensorInfo(tuple(shape), fragments[name].dtype)
+            length = min(share, numel - rank * share)
+            ranks.pieces.setdefault(name, []).append(Piece(rank * share, rank, name, 0, length))
     return infos
 
 
