@@ -10,6 +10,7 @@ from torch import Tensor
 
 from rlvr.errors import CheckpointError
 from rlvr.extrapolation.checkpoints import open_checkpoint, run_checkpoints
+from rlvr.extrapolation.readers.pickles import BUDGET, MappedFiles
 from rlvr.extrapolation.view import TensorInfo
 from tests.conftest import tiny_model
 from tests.unit.checkpoint_files import WRITERS, peak_growths, write_bin, write_safetensors, write_zero
@@ -83,6 +84,30 @@ def test_only_what_is_asked_for_is_in_memory(tmp_path: Path, kind: str) -> None:
     # torch.distributed.checkpoint loads the whole of a rank's piece.
     assert rows < (size if kind == "dcp" else 0) + 8 * MIB
     assert size <= whole < 2 * size + 16 * MIB
+
+
+def test_mapped_files_are_let_go_once_enough_was_copied(tmp_path: Path) -> None:
+    """Pages that were read count as memory of the process while their file is mapped."""
+    loads: list[str] = []
+
+    def load(path: Path) -> str:
+        loads.append(path.name)
+        return path.read_text()
+
+    one, two = tmp_path / "one", tmp_path / "two"
+    one.write_text("first")
+    two.write_text("second")
+    mapped = MappedFiles(load)
+    for _ in range(3):
+        assert mapped.content(one, BUDGET // 8) == "first"
+        assert mapped.content(two, BUDGET // 8) == "second"
+    assert loads == ["one", "two"]
+    mapped.content(one, BUDGET // 2)
+    assert loads == ["one", "two", "one"]
+    one.write_text("changed")
+    assert mapped.content(one, 0) == "changed"
+    assert mapped.content(two, 0) == "second"
+    assert loads == ["one", "two", "one", "one", "two"]
 
 
 @pytest.mark.parametrize("stage", [1, 2, 3])
