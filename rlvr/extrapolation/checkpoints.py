@@ -39,7 +39,7 @@ def open_checkpoint(path: Path, base: Path | None = None) -> WeightView:
     if not path.exists():
         raise CheckpointError(f"{path} does not exist; give the folder of a saved model or of a checkpoint of a run")
     if path.is_file():
-        return _view(path, path.parent, _of_file(path))
+        return _view(path, path.parent, _of_file(path), of_engine=path.name == ENGINE_FILE)
     if (path / ADAPTER).is_file():
         return _adapter(path, base)
     if (zero := _zero_folder(path)) is not None:

@@ -17,13 +17,13 @@ from tests.distributed.worker import one_step_trainer
 
 STEPS = 2
 CASES = ("tied", "frozen")
-ENGINE_CASES = (*CASES, "buffer")  # FSDP2 as accelerate prepares it takes no buffers
+ZERO_CASES = (*CASES, "buffer", "bf16")  # FSDP2 as accelerate prepares it takes no buffers
 
 
 def model_for(case: str) -> PreTrainedModel:
     """A policy of which two ranks cannot share most tensors evenly; the same on every rank.
 
-    With its head tied, or else with a first layer that is not trained, or a buffer that is saved.
+    With its head tied, or else with a first layer that is not trained, or a buffer that is saved; "bf16" has both.
     """
     model = tiny_model(hidden_size=15)
     if case == "tied":
@@ -31,15 +31,16 @@ def model_for(case: str) -> PreTrainedModel:
     model.config.tie_word_embeddings = False
     torch.manual_seed(1)
     model = Qwen3ForCausalLM(model.config)
-    if case == "frozen":
+    if case in ("frozen", "bf16"):
         model.model.layers[0].requires_grad_(False)
-    if case == "buffer":
+    if case in ("buffer", "bf16"):
         model.model.register_buffer("counted", torch.arange(5))
     return model
 
 
 def train(folder: Path, case: str, processes: int, options: Mapping[str, Any]) -> None:
     saving = {"max_steps": STEPS, "save_strategy": "steps", "save_steps": STEPS, "learning_rate": 0.01}
+    saving |= {"bf16": case == "bf16"}
     trainer = one_step_trainer(folder, "dapo", processes, model_for(case), **(saving | options))
     trainer.train()
     weights = trainer.accelerator.get_state_dict(trainer.model_wrapped)

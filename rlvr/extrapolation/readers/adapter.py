@@ -73,15 +73,12 @@ class MergedTensors:
         self.infos = {name: self._info(name) for name in base.names()}
 
     def _info(self, name: str) -> TensorInfo:
-        if name in self._copies:
-            return self._adapter.infos[self._copies[name]]
-        info = self._base.info(name)
+        info = self._adapter.infos[self._copies[name]] if name in self._copies else self._base.info(name)
         return TensorInfo(info.shape, torch.float32) if name in self._changes else info
 
     def rows(self, name: str, first: int, last: int) -> Tensor:
-        if name in self._copies:
-            return self._adapter.rows(self._copies[name], first, last)
-        values = self._base.read(name, first, last)
+        copy = self._copies.get(name)
+        values = self._base.read(name, first, last) if copy is None else self._adapter.rows(copy, first, last)
         if name not in self._changes:
             return values
         values = values.float()
@@ -107,8 +104,9 @@ def read_adapter(folder: Path, base: WeightView) -> MergedTensors:
     """A base with the adapter of a folder merged into it; of both, only sizes are read.
 
     The scale is lora_alpha / r, by root of r with use_rslora, and by the patterns of both. Whole copies of modules
-    (modules_to_save) take the place of the base's. Raises CheckpointError for other kinds of adapters, for settings
-    that change more than this, and where adapter and base do not belong together.
+    (modules_to_save, or embeddings that PEFT saves with their change) take the place of the base's. Raises
+    CheckpointError for other kinds of adapters, for settings that change more than this, and where adapter and base do
+    not belong together.
     """
     config = read_json(folder / CONFIG)
     _check_settings(folder / CONFIG, config)

@@ -7,19 +7,23 @@ from torch import Tensor
 
 from rlvr.config.problems import shown
 from rlvr.errors import CheckpointError
-from rlvr.extrapolation.readers.pickles import copied_rows, info_of, is_plain, load_mapped
+from rlvr.extrapolation.readers.base import num_rows
+from rlvr.extrapolation.readers.pickles import MappedFiles, copied_rows, info_of, is_plain, load_mapped
 from rlvr.extrapolation.readers.safetensor_files import check_shard, read_weight_map
 from rlvr.extrapolation.view import TensorInfo
 
 
 class BinFiles:
-    """The tensors of some .bin files, of which one at a time is mapped while it is read."""
+    """The tensors of some .bin files, mapped while they are read."""
 
     def __init__(self, infos: Mapping[str, TensorInfo], shared: Mapping[str, str], files: Mapping[str, Path]) -> None:
         self.infos, self.shared, self._files = infos, shared, files
+        self._mapped = MappedFiles(_state_dict)
 
     def rows(self, name: str, first: int, last: int) -> Tensor:
-        return copied_rows(_state_dict(self._files[name])[name], first, last)
+        info = self.infos[name]
+        to_copy = info.numel * info.dtype.itemsize * (last - first) // max(num_rows(info), 1)
+        return copied_rows(self._mapped.content(self._files[name], to_copy)[name], first, last)
 
 
 def read_bin(path: Path) -> BinFiles:

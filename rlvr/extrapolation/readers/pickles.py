@@ -2,9 +2,9 @@
 
 import pickle
 import re
-from collections.abc import Mapping
+from collections.abc import Callable, Mapping
 from pathlib import Path
-from typing import Any
+from typing import Any, Generic, TypeVar
 
 import torch
 from torch import Tensor
@@ -14,6 +14,8 @@ from rlvr.extrapolation.view import TensorInfo
 
 # What torch raises for files that are cut off or overwritten in the middle.
 DAMAGED = (RuntimeError, EOFError, OSError, ValueError, LookupError, TypeError, AttributeError)
+BUDGET = 1 << 27  # bytes that may be copied from mapped files before they are let go
+Content = TypeVar("Content")
 
 
 class Inert:
@@ -35,12 +37,44 @@ def load_mapped(path: Path, stand_ins: Mapping[str, Any] | None = None) -> Any:
     try:
         with torch.serialization.safe_globals(allowed):
             return torch.load(path, map_location="cpu", weights_only=True, mmap=True)
-    except FileNotFoundError as error:
-        raise CheckpointError(f"{path} is missing; copy it, or save the checkpoint anew") from error
     except pickle.UnpicklingError as error:
         raise refused(path, error) from error
     except DAMAGED as error:
         raise damaged(path, error) from error
+
+
+class MappedFiles(Generic[Content]):
+    """Files that stay mapped until BUDGET bytes were copied from them, whatever number they are.
+
+    Not mapped anew for each read, as unpickling takes long, nor for ever, as pages that were read stay in memory.
+    """
+
+    def __init__(self, load: Callable[[Path], Content]) -> None:
+        self._load = load
+        self._held: dict[Path, tuple[object, Content]] = {}
+        self._copied = 0
+
+    def content(self, path: Path, to_copy: int) -> Content:
+        """What `load` makes of a file, from which `to_copy` bytes will be copied. Raises what `load` does."""
+        self._copied += to_copy
+        if self._copied > BUDGET:
+            self._held.clear()
+            self._copied = to_copy
+        # Reading a mapped file that was cut off in the meantime would end the process.
+        now = _stamp(path)
+        stamp, content = self._held.get(path) or (now, self._load(path))
+        if stamp != now:
+            content = self._load(path)
+        self._held[path] = now, content
+        return content
+
+
+def _stamp(path: Path) -> object:
+    """Differs once a file was written to or replaced."""
+    if not path.exists():
+        return None
+    stat = path.stat()
+    return stat.st_ino, stat.st_size, stat.st_mtime_ns
 
 
 def refused(path: Path, error: pickle.UnpicklingError) -> CheckpointError:
@@ -54,7 +88,9 @@ def refused(path: Path, error: pickle.UnpicklingError) -> CheckpointError:
 
 
 def damaged(path: Path, error: Exception) -> CheckpointError:
-    """The error for a file that torch cannot read."""
+    """The error for a file that torch cannot read, or for a folder one of whose files it cannot."""
+    if isinstance(error, FileNotFoundError):
+        return CheckpointError(f"{error.filename or path} is missing; copy it, or save the checkpoint anew")
     if "mmap can only be used" in str(error):
         # torch asks this of what is no zip archive: files of torch before 1.6, and all that is no file of torch.
         return CheckpointError(

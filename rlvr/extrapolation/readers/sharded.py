@@ -156,8 +156,6 @@ def _metadata(path: Path) -> Metadata:
     try:
         with path.open("rb") as file:
             found = _RecordUnpickler(file).load()
-    except FileNotFoundError as error:
-        raise CheckpointError(f"{path} is missing; copy it, or save the checkpoint anew") from error
     except pickle.UnpicklingError as error:
         if "GLOBAL" in str(error):
             raise refused(path, error) from error

@@ -16,7 +16,7 @@ from torch import Tensor
 
 from rlvr.errors import CheckpointError
 from rlvr.extrapolation.readers.base import num_rows
-from rlvr.extrapolation.readers.pickles import Inert, copied_rows, info_of, is_plain, load_mapped
+from rlvr.extrapolation.readers.pickles import Inert, MappedFiles, copied_rows, info_of, is_plain, load_mapped
 from rlvr.extrapolation.view import TensorInfo
 
 OPTIMIZER_FILE = re.compile(r"(?:bf16_)?zero_pp_rank_(\d+)_mp_rank_(\d+)_optim_states\.pt")
@@ -44,7 +44,7 @@ class Piece:
 
 
 class ZeroPartitions:
-    """The tensors of a ZeRO checkpoint; the file of one rank at a time is mapped while a piece is copied from it."""
+    """The tensors of a ZeRO checkpoint; the files of the ranks are mapped while pieces are copied from them."""
 
     def __init__(self, ranks: "Ranks", infos: Mapping[str, TensorInfo], shared: Mapping[str, str]) -> None:
         self.infos, self.shared, self._ranks = infos, shared, ranks
@@ -60,7 +60,7 @@ class ZeroPartitions:
         for piece in pieces:
             begin, end = max(start, piece.start), min(stop, piece.start + piece.length)
             if begin < end:
-                stored = self._ranks.stored(piece)
+                stored = self._ranks.stored(piece, (end - begin) * info.dtype.itemsize)
                 values[begin - start : end - start] = stored[piece.offset + begin - piece.start :][: end - begin]
         return values.view(last - first, *info.shape[1:]) if info.shape else values.view(())
 
@@ -73,6 +73,7 @@ class Ranks:
         self.optimizer_files = _by_rank(folder, OPTIMIZER_FILE)
         self.model_files = _by_rank(folder, MODEL_FILE)
         self.pieces: dict[str, list[Piece]] = {}
+        self._mapped: MappedFiles[Any] = MappedFiles(lambda path: load_mapped(path, STAND_INS))
         if not self.optimizer_files or not self.model_files:
             which = "model" if self.optimizer_files else "optim"
             raise CheckpointError(f"{folder} has no *_{which}_states.pt of any rank; copy them, or {WHOLE}")
@@ -98,41 +99,38 @@ class Ranks:
             if extra := [path for rank, path in files.items() if rank >= count]:
                 raise CheckpointError(f"{extra[0]} is of none of the {count} ranks of this run; remove it")
 
-    def optimizer_states(self, rank: int) -> Mapping[str, Any]:
+    def optimizer_states(self, rank: int, to_copy: int = 0) -> Mapping[str, Any]:
         """Of a rank, mapped. Raises CheckpointError for a file that is damaged or of another kind."""
-        return _entry(self.optimizer_files[rank], "optimizer_state_dict")
+        path = self.optimizer_files[rank]
+        content = self._mapped.content(path, to_copy)
+        found = content.get("optimizer_state_dict") if isinstance(content, dict) else None
+        if not isinstance(found, dict):
+            raise CheckpointError(f"{path} has no `optimizer_state_dict`, as the files of DeepSpeed do; {WHOLE}")
+        return found
 
-    def model_states(self, rank: int) -> Mapping[str, Any]:
+    def model_states(self, rank: int, to_copy: int = 0) -> Mapping[str, Any]:
         """Of a rank, mapped; before stage 3 there is one for all."""
         path = self.model_files[rank]
-        states = load_mapped(path, STAND_INS)
+        states = self._mapped.content(path, to_copy)
         wanted = ("module", "param_shapes", "buffer_names", "shared_params")
         if not isinstance(states, dict) or any(states.get(name) is None for name in wanted):
             raise CheckpointError(f"{path} does not say how ZeRO cut the parameters; {WHOLE}")
         return states
 
-    def groups(self, rank: int) -> list[Tensor]:
+    def groups(self, rank: int, to_copy: int = 0) -> list[Tensor]:
         """The rank's partitions of the fp32 parameters, flat and mapped."""
         key = "fp32_flat_groups" if self.stage == 3 else "single_partition_of_fp32_groups"
-        found = self.optimizer_states(rank).get(key)
+        found = self.optimizer_states(rank, to_copy).get(key)
         if not isinstance(found, list) or not all(is_plain(each) and each.dim() == 1 for each in found):
             raise CheckpointError(f"{self.optimizer_files[rank]} has no `{key}`, the fp32 partitions; {WHOLE}")
         return found
 
-    def stored(self, piece: Piece) -> Tensor:
+    def stored(self, piece: Piece, to_copy: int) -> Tensor:
         """The flat tensor that a piece lies in, mapped."""
         if isinstance(piece.group, str):
-            fragment: Tensor = self.model_states(piece.rank)["frozen_param_fragments"][piece.group]
+            fragment: Tensor = self.model_states(piece.rank, to_copy)["frozen_param_fragments"][piece.group]
             return fragment.reshape(-1)
-        return self.groups(piece.rank)[piece.group]
-
-
-def _entry(path: Path, key: str) -> Mapping[str, Any]:
-    content = load_mapped(path, STAND_INS)
-    found = content.get(key) if isinstance(content, dict) else None
-    if not isinstance(found, dict):
-        raise CheckpointError(f"{path} has no `{key}`, as the optimiser files of DeepSpeed do; {WHOLE}")
-    return found
+        return self.groups(piece.rank, to_copy)[piece.group]
 
 
 def _by_rank(folder: Path, pattern: re.Pattern[str]) -> dict[int, Path]:
@@ -231,15 +229,20 @@ def _within(parts: Sequence[int], rank: int, offset: int, start: int, length: in
 
 def _frozen(ranks: Ranks, states: Mapping[str, Any]) -> dict[str, TensorInfo]:
     """The parameters that are not trained; notes their pieces."""
+    shapes: Mapping[str, Sequence[int]] = states.get("frozen_param_shapes") or {}
     infos: dict[str, TensorInfo] = {}
-    for name, shape in (states.get("frozen_param_shapes") or {}).items():
-        numel = torch.Size(shape).numel()
-        share = -(-numel // ranks.world) if ranks.stage == 3 else numel
-        infos[name] = TensorInfo(tuple(shape), states["frozen_param_fragments"][name].dtype)
-        ranks.pieces[name] = [
-            Piece(rank * share, rank, name, 0, min(share, numel - rank * share))
-            for rank in range(ranks.world if ranks.stage == 3 else 1)
-        ]
+    holders = range(ranks.world if ranks.stage == 3 else 1)
+    for rank in holders:
+        fragments: Mapping[str, Tensor] = ranks.model_states(rank).get("frozen_param_fragments") or {}
+        for name, shape in shapes.items():
+            numel = torch.Size(shape).numel()
+            share = -(-numel // len(holders))
+            held = fragments[name].numel() if name in fragments else 0
+            if held != share:
+                raise _misfit(ranks, share, held)
+            infos[name] = TensorInfo(tuple(shape), fragments[name].dtype)
+            length = min(share, numel - rank * share)
+            ranks.pieces.setdefault(name, []).append(Piece(rank * share, rank, name, 0, length))
     return infos
 
 
