@@ -1,15 +1,18 @@
 """Whole models of transformers and PEFT through `rlvr extrapolate`: what is written loads and is what it should be."""
 
 import shutil
+from collections.abc import Callable
 from pathlib import Path
 
 import pytest
 import torch
 from peft import LoraConfig, PeftModel, get_peft_model
+from safetensors.torch import load_file
 from transformers import AutoModelForCausalLM, LlamaConfig, LlamaForCausalLM, PreTrainedModel
 from typer.testing import CliRunner
 
 from rlvr.cli import app
+from tests.unit import checkpoint_files
 
 
 def call(*arguments: str | Path) -> None:
@@ -45,6 +48,32 @@ def test_saved_models(tmp_path: Path, tied: bool) -> None:
     assert torch.equal(logits(out), logits(base))
     call("weights", *pair, "--alpha", 1, "--no-default-copies", "--out", tmp_path / "same")
     assert torch.equal(logits(AutoModelForCausalLM.from_pretrained(tmp_path / "same")), logits(tuned))
+
+
+@pytest.mark.parametrize(
+    "write",
+    [
+        checkpoint_files.write_sharded_safetensors,
+        checkpoint_files.write_bin,
+        checkpoint_files.write_sharded_bin,
+        checkpoint_files.write_dcp,
+        checkpoint_files.write_zero2,
+        checkpoint_files.write_zero3,
+    ],
+)
+def test_every_format(tmp_path: Path, write: Callable[[Path, checkpoint_files.StateDict], None]) -> None:
+    weights = [dict(model(seed, False).state_dict()) for seed in (0, 1)]
+    for step, each in enumerate(weights, start=1):
+        for folder, writer in (("plain", checkpoint_files.write_safetensors), ("other", write)):
+            (tmp_path / folder / f"checkpoint-{step}").mkdir(parents=True)
+            writer(tmp_path / folder / f"checkpoint-{step}", each)
+    for folder in ("plain", "other"):
+        run = tmp_path / folder
+        pair = ("--base", run / "checkpoint-1", "--tuned", run / "checkpoint-2")
+        call("weights", *pair, "--at-step", 3, "--no-default-copies", "--out", run / "out")
+    plain, other = (load_file(tmp_path / folder / "out/model.safetensors") for folder in ("plain", "other"))
+    assert plain.keys() == other.keys() == weights[0].keys()
+    assert all(torch.equal(plain[name], other[name]) for name in plain)
 
 
 def test_adapters_are_extrapolated_as_merged_weights(tmp_path: Path) -> None:
