@@ -136,6 +136,12 @@ def test_file_is_the_one_that_the_library_writes(tmp_path: Path) -> None:
     assert (tmp_path / "ours").read_bytes() == (tmp_path / "theirs").read_bytes()
 
 
+def test_tensors_without_values(tmp_path: Path) -> None:
+    empty = {"none": torch.zeros(0, 3), "one": torch.ones(1, 1, 1)}
+    write([save(tmp_path / "a", empty), save(tmp_path / "b", empty)], tmp_path / "out")
+    assert same(load(tmp_path / "out"), empty)
+
+
 def test_default_copies_leave_the_rest(pair: list[Path], tmp_path: Path) -> None:
     write(pair, tmp_path / "out", rules=Rules())
     tuned, out = load(pair[1]), load(tmp_path / "out")
