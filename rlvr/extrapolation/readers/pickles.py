@@ -13,7 +13,17 @@ from rlvr.errors import CheckpointError
 from rlvr.extrapolation.view import TensorInfo
 
 # What torch raises for files that are cut off or overwritten in the middle.
-DAMAGED = (RuntimeError, EOFError, OSError, ValueError, LookupError, TypeError, AttributeError)
+DAMAGED = (
+    RuntimeError,
+    EOFError,
+    OSError,
+    ValueError,
+    LookupError,
+    TypeError,
+    AttributeError,
+    AssertionError,
+    MemoryError,
+)
 BUDGET = 1 << 27  # bytes that may be copied from mapped files before they are let go
 Content = TypeVar("Content")
 

@@ -57,14 +57,14 @@ class ShardedTensors:
         values = torch.empty(shape, dtype=info.dtype)
         if not values.numel():
             return values
-        items = create_read_items_for_chunk_list(*self._stored[name], [wanted])
         reader = dcp_files.FileSystemReader(self._folder)
         reader.set_up_storage_reader(self._metadata, is_coordinator=True)
         try:
+            items = create_read_items_for_chunk_list(*self._stored[name], [wanted])
             reader.read_data(LoadPlan(items), _IntoTensor(values)).wait()
         except pickle.UnpicklingError as error:
             raise refused(self._folder, error) from error
-        except (*DAMAGED, AssertionError) as error:
+        except DAMAGED as error:
             raise damaged(self._folder, error) from error
         return values
 
@@ -105,10 +105,20 @@ def read_sharded(folder: Path) -> ShardedTensors:
     missing, and for a .metadata that is damaged or would run code.
     """
     metadata = _metadata(folder / METADATA)
-    described, places = metadata.state_dict_metadata, metadata.storage_data
-    stored: dict[str, tuple[str, TensorStorageMetadata]] = {}
+    try:
+        stored = _tensors(folder, metadata)
+        _check_shards(folder, metadata.storage_data)
+        return ShardedTensors(folder, metadata, stored)
+    except DAMAGED as error:
+        raise damaged(folder / METADATA, error) from error
+
+
+def _tensors(folder: Path, metadata: Metadata) -> dict[str, tuple[str, TensorStorageMetadata]]:
+    """By name of the model's tensors: the key in the folder, and what is kept of the tensor. Raises CheckpointError."""
+    described = metadata.state_dict_metadata
     paths = metadata.planner_data or {key: (key,) for key in described}
     of_model = any(path[0] == MODEL and len(path) > 1 for path in paths.values())
+    stored: dict[str, tuple[str, TensorStorageMetadata]] = {}
     for key, entry in described.items():
         path = paths.get(key, (key,))
         if not isinstance(entry, TensorStorageMetadata) or (of_model and path[0] != MODEL):
@@ -124,8 +134,7 @@ def read_sharded(folder: Path) -> ShardedTensors:
             )
     if not stored:
         raise CheckpointError(f"{folder} holds no tensors of a model; give the folder {MODEL} weights were saved to")
-    _check_shards(folder, places)
-    return ShardedTensors(folder, metadata, stored)
+    return stored
 
 
 def _check_shards(folder: Path, places: Mapping[Any, Any]) -> None:
