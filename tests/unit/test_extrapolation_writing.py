@@ -115,6 +115,9 @@ def test_sharded_is_unsharded(pair: list[Path], tmp_path: Path, max_bytes: int) 
     assert index["metadata"]["total_size"] == several.num_bytes
     for name, file in index["weight_map"].items():
         assert name in load_of(tmp_path / "several" / file)
+    for file in set(index["weight_map"].values()):
+        held = load_of(tmp_path / "several" / file).values()
+        assert len(held) == 1 or sum(each.nbytes for each in held) <= max_bytes
     again = write([tmp_path / "several", pair[1]], tmp_path / "again", alpha=0.0)
     assert again.files == 1
     assert same(load(tmp_path / "again"), load(tmp_path / "one"))
