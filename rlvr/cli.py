@@ -1,8 +1,6 @@
 """The `rlvr` command. Heavy imports happen inside the commands, after the recipe is validated."""
 
 import time
-from collections.abc import Iterator
-from contextlib import contextmanager
 from dataclasses import asdict
 from pathlib import Path
 from typing import Annotated
@@ -10,9 +8,11 @@ from typing import Annotated
 import typer
 from rich.console import Console
 
+from rlvr.command_errors import user_errors
 from rlvr.config import PRESETS, load_recipe, resolved_yaml
 from rlvr.config.problems import nearest
 from rlvr.errors import RecipeError, UserError
+from rlvr.extrapolation.commands import extrapolate_app
 
 app = typer.Typer(
     no_args_is_help=True, add_completion=False, pretty_exceptions_enable=False, help="RLVR post-training."
@@ -23,25 +23,13 @@ app.add_typer(recipes_app, name="recipes")
 app.add_typer(rewards_app, name="rewards")
 hints_app = typer.Typer(no_args_is_help=True, help="Write hints ahead of training.")
 app.add_typer(hints_app, name="hints")
+app.add_typer(extrapolate_app, name="extrapolate")
 
 RecipeArgument = Annotated[Path, typer.Argument(help="a recipe file, such as recipes/quickstart.yaml")]
 OverridesArgument = Annotated[list[str] | None, typer.Argument(help="key=value, such as trainer.max_steps=100")]
 
 RewardArgument = Annotated[str, typer.Argument(help="a name, package.module:function or ./file.py:function")]
 ArgsOption = Annotated[str, typer.Option("--args", help="its arguments as in a recipe, such as '{tag: null}'")]
-
-
-@contextmanager
-def user_errors() -> Iterator[None]:
-    """Ends the command with one sentence and the error's exit code."""
-    try:
-        yield
-    except UserError as error:
-        typer.echo(f"error: {error}", err=True)
-        raise typer.Exit(error.exit_code) from None
-    except KeyboardInterrupt:
-        typer.echo("error: Interrupted; nothing of the current step was saved.", err=True)
-        raise typer.Exit(130) from None
 
 
 @app.command()

@@ -22,6 +22,14 @@ class RewardError(UserError):
     """A reward cannot be loaded, or broke the contract of reward functions."""
 
 
+class CheckpointError(UserError):
+    """A checkpoint is missing, damaged, or holds what cannot be read safely or rightly."""
+
+
+class ExtrapolationError(UserError):
+    """Checkpoints that do not fit together, a setting of an operation on them, or an output that cannot be written."""
+
+
 class RunAborted(UserError):
     """The run stopped itself because going on would waste compute; what was saved stays."""
 
