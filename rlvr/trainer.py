@@ -205,7 +205,9 @@ class RLVRTrainer(GRPOTrainer):
         check_unscorable(result.metrics["outcome/unscorable_frac"], self.rewards_config)
         self._record(result.metrics)
         self.latest_completions = gather_table(completions_table(scored, result.of_completions))
-        unhelped = gather_table(completions_table(scored.unhelped, result.of_completions))
+        unhelped = self.latest_completions
+        if scored.plain is not None:
+            unhelped = gather_table(completions_table(scored.plain, result.of_completions))
         self._record({"outcome/maj_at_n": majority_rate(unhelped)})
         return result.of_tokens or result.of_completions
 
