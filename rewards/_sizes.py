@@ -1,7 +1,8 @@
-"""Numbers too large to compute, told from the answer by their size alone.
+"""Numbers too large to compute, told by their size alone.
 
-`9^{9^{9^9}}` would occupy sympy until the deadline. The bounds here are on the logarithm and need no such power; an
-expression that is certainly larger than the answer is certainly another number.
+`9^{9^{9^9}}` would occupy sympy until the deadline. The bounds here are on the logarithm and need no such power. An
+expression that is certainly larger than the answer is certainly another number; one that holds such a number beside
+others cannot be compared with anything.
 """
 
 import math
@@ -9,9 +10,24 @@ from collections.abc import Sequence
 from dataclasses import dataclass
 from typing import Any
 
-from sympy import Add, Float, Mul, NumberSymbol, Pow, Rational, UnevaluatedExpr, factorial
+from sympy import (
+    Add,
+    Equality,
+    Expr,
+    Float,
+    Integer,
+    Mul,
+    NumberSymbol,
+    Pow,
+    Rational,
+    UnevaluatedExpr,
+    factorial,
+    preorder_traversal,
+)
 
 HUGE_BITS = 2.0**24  # an integer of more bits is not worth computing
+UNCOMPUTABLE_BITS = 2.0**30  # the power or factorial of more takes minutes at least
+UNCOMPUTABLE_SHIFT = 2.0**40  # a power of two of more bits fits into no memory; one of fewer costs nothing
 MAX_EXPONENT = 900.0  # 2 to more than this is no float: only bounded from below by 2^900, from above not at all
 MAX_DEPTH = 50
 
@@ -35,6 +51,32 @@ def is_far_larger(found: Sequence[Any], wanted: Sequence[Any]) -> bool:
         return False
     sizes = [size_of(each) for each in found]
     return all(each is not None and each.low > HUGE_BITS for each in sizes)
+
+
+def holds_uncomputable(found: Sequence[Any], wanted: Sequence[Any]) -> bool:
+    """Whether the first of the found expressions holds a power or a factorial that nobody computes, the wanted none.
+
+    sympy multiplies such a power out whatever it stands in (a difference of two that are equal, a factor of 0, a
+    logarithm), so math-verify never comes to a verdict. Relations other than an equality, whose right side is what
+    counts, and sets are left to it: it may tell them apart without looking inside.
+    """
+    if not found or any(_uncomputable_in(each) for each in wanted):
+        return False
+    first = found[0].rhs if isinstance(found[0], Equality) else found[0]
+    return isinstance(first, Expr) and _uncomputable_in(first)
+
+
+def _uncomputable_in(expression: Any) -> bool:
+    return any(_is_uncomputable(each) for each in preorder_traversal(expression) if isinstance(each, Pow | factorial))
+
+
+def _is_uncomputable(expression: Pow | factorial) -> bool:
+    size = size_of(expression)
+    if size is None:
+        return False
+    base = expression.args[0]
+    is_odd = isinstance(base, Integer) and int(base) & (int(base) - 1) != 0
+    return size.low > (UNCOMPUTABLE_BITS if is_odd or isinstance(expression, factorial) else UNCOMPUTABLE_SHIFT)
 
 
 def _is_moderate(number: Any) -> bool:

@@ -10,7 +10,7 @@ from math_verify import ExprExtractionConfig, LatexExtractionConfig, parse, veri
 from rewards._columns import as_text, not_text
 from rewards._item import ItemReward, Judgement, graded, no_answer, unscorable
 from rewards._plain_numbers import last_box, plain_number, same_number
-from rewards._sizes import is_far_larger
+from rewards._sizes import holds_uncomputable, is_far_larger
 
 EXTRACTION = (LatexExtractionConfig(boxed_match_priority=0), ExprExtractionConfig())
 # Only what is in a box, so that a box that does not parse is not passed over.
@@ -48,9 +48,10 @@ def math(text: str, answer: str | float) -> Judgement:
     r"""1 where the last `\boxed{}`, or without one the last expression, equals the answer in the eyes of math-verify.
 
     A gold answer that does not parse gives no verdict. Plain numbers are compared without math-verify, and a number
-    astronomically larger than the answer is wrong without being computed. math-verify's own time limits are off, as
-    they work in the main thread only: an expression that takes forever, such as `9^{9^9} - 9^{9^9}`, is stopped by the
-    deadline of the run's workers, and by nothing when this function is called directly.
+    astronomically larger than the answer is wrong without being computed; an expression that holds one, such as
+    `9^{9^9} - 9^{9^9}`, is no answer. math-verify's own time limits are off, as they work in the main thread only:
+    another expression that takes forever, such as an integral, is stopped by the limits of the run's workers, and by
+    nothing when this function is called directly.
     """
     gold = as_text(answer)
     if gold is None:
@@ -71,6 +72,8 @@ def math(text: str, answer: str | float) -> Judgement:
         return no_answer("no expression")
     if is_far_larger(answers, expressions):
         return graded(0.0)
+    if holds_uncomputable(answers, expressions):
+        return no_answer("a number of too many digits to compute")
     return graded(float(verify(expressions, answers, timeout_seconds=None)))
 
 

@@ -2,12 +2,12 @@
 
     python scripts/bench_rewards.py [--rounds 3] [--items 1000] [--cap 120] [--output docs/benchmarks/rewards.json]
 
-Four sets: short numbers; symbolic answers; the same with 1 in 100 replaced by a number too large to compute; the same
-with 1 in 100 that only a deadline stops. Every measurement is a process of its own, ended after `--cap` seconds, and
-the contestants alternate. Start-up and 20 answers to warm up are not counted. All answers of all rounds are distinct,
-so nothing is found in a cache (`cached` says so). Ours has 2 workers and a deadline of 5 s, as math-verify has.
-The last figures are the cost of the workers for 64 completions of a reward that needs next to no time, and the share of
-verification in a training step of the starter.
+Five sets: short numbers; symbolic answers; the same with 1 in 100 replaced by a hostile one of any kind, by one with a
+number too large to compute, by one that only a limit on time stops. Every measurement is a process of its own, ended
+after `--cap` seconds, and the contestants alternate. Start-up and 20 answers to warm up are not counted. All answers of
+all rounds are distinct, so nothing is found in a cache (`cached` says so). Ours has 2 workers, a deadline of 5 s, as
+math-verify has, and 1 s of processor time. The last figures are the cost of the workers for 64 completions of a reward
+that needs next to no time, and the share of verification in a training step of the starter.
 """
 
 import argparse
@@ -28,9 +28,9 @@ from typing import Any
 from rich.console import Console
 from rich.table import Table
 
-WORKERS, TIMEOUT_S, MEMORY_MB = 2, 5.0, 1024
+WORKERS, TIMEOUT_S, CPU_S, MEMORY_MB = 2, 5.0, 1.0, 1024  # the defaults of a recipe, on two cores
 CONTESTANTS = ("rlvr", "math_verify", "trl")
-SETS = ("numbers", "symbolic", "too large", "deadline")
+SETS = ("numbers", "symbolic", "hostile", "too large", "endless")
 WARM_UP = 20
 Pair = tuple[str, str]  # text of a completion, gold answer
 
@@ -70,16 +70,33 @@ def symbolic_pair(rng: random.Random, index: int) -> Pair:
     return f"Hence the answer is \\boxed{{{given}}}.", gold
 
 
-def hostile_pair(rng: random.Random, index: int, seen_by_size: bool) -> Pair:
-    n, m = rng.randint(3, 9), index + 2
-    large = [
+def too_large(n: int, m: int) -> list[str]:
+    return [
         f"{n}^{{{n}^{{{n}^{{{m}}}}}}}",
         f"\\dfrac{{5^{{\\left(5^{{\\left(5^{{\\left(5^5\\right)}}\\right)}} - {m}\\right)}} - 5}}{{16}}",
         f"7^{{9^{{9}}}}+{m}",
         f"(10^8+{m})!",
+        f"9^{{9^{{9}}}}-8^{{9^{{9}}}}\\cdot 9^{{9^{{8}}}}+{m}x",
+        f"x=9^{{9^{{9}}}}-9^{{9^{{9}}}}+{m}",
     ]
-    undecided = [f"9^{{9^{{9}}}}-8^{{9^{{9}}}}\\cdot 9^{{9^{{8}}}}+{m}x", f"x={n}^{{9^{{{9}}}}}+{m}"]
-    return f"Hence the answer is \\boxed{{{rng.choice(large if seen_by_size else undecided)}}}.", f"{m}"
+
+
+def endless(n: int, m: int) -> list[str]:
+    return [
+        f"\\int_0^1 e^{{-x^2}}\\sin(x^{n})\\ln({m}+x) dx",
+        f"\\sum_{{n=1}}^{{10^9}} \\frac{{{m}}}{{n^{n}}}",
+        f"(x+y+z+w)^{{{300 + m}}}",
+        f"{n}^{{10^9}} \\mod {m}",
+        "\\sin(\\cos(" * 20 + f"{m}x" + "))" * 20,
+        "(" * 2000 + f"{m}" + ")" * 2000,
+    ]
+
+
+HOSTILE = {
+    "too large": too_large,
+    "endless": endless,
+    "hostile": lambda n, m: [*too_large(n, m), *endless(n, m)],
+}
 
 
 def pairs_of(name: str, count: int, seed: int) -> list[Pair]:
@@ -87,9 +104,10 @@ def pairs_of(name: str, count: int, seed: int) -> list[Pair]:
     rng = random.Random(f"{'numbers' if name == 'numbers' else 'symbolic'} {seed}")
     make = number_pair if name == "numbers" else symbolic_pair
     pairs = [make(rng, index) for index in range(count)]
-    if name in ("too large", "deadline"):
+    if name in HOSTILE:
         for index in range(50, count, 100):
-            pairs[index] = hostile_pair(rng, index, seen_by_size=name == "too large")
+            made = rng.choice(HOSTILE[name](rng.randint(3, 9), index + 2))
+            pairs[index] = f"Hence the answer is \\boxed{{{made}}}.", f"{index + 2}"
     return pairs
 
 
@@ -99,8 +117,9 @@ def pairs_of(name: str, count: int, seed: int) -> list[Pair]:
 def ours(warm_up: Sequence[Pair], pairs: Sequence[Pair]) -> dict[str, Any]:
     from rewards.math_answer import math
     from rlvr.verification.judging import Judge
+    from rlvr.verification.tasks import Limits
 
-    judge = Judge(WORKERS, TIMEOUT_S, MEMORY_MB)
+    judge = Judge(WORKERS, Limits(TIMEOUT_S, CPU_S, MEMORY_MB))
     judge.judge(math, {}, [(text, {"answer": gold}) for text, gold in warm_up])
     started = time.perf_counter()
     judged = judge.judge(math, {}, [(text, {"answer": gold}) for text, gold in pairs])
@@ -165,8 +184,9 @@ def overhead(rounds: int) -> dict[str, float]:
     """Seconds per call, medians: 64 completions of `numeric`, called plainly, with workers, and from the cache."""
     from rewards.numeric import numeric
     from rlvr.verification.judging import Judge
+    from rlvr.verification.tasks import Limits
 
-    judge = Judge(WORKERS, TIMEOUT_S, MEMORY_MB)
+    judge = Judge(WORKERS, Limits(TIMEOUT_S, CPU_S, MEMORY_MB))
     times: dict[str, list[float]] = {"plain": [], "workers": [], "cached": []}
     for index in range(rounds + 1):
         texts = [f"<answer>{index}{place:02d}</answer>" for place in range(64)]
@@ -246,6 +266,22 @@ def seconds_of(records: Sequence[dict[str, Any]], name: str, contestant: str) ->
     return None if None in values else statistics.median(values)
 
 
+def table_of(records: Sequence[dict[str, Any]], count: int, rounds: int, cap: float) -> Table:
+    table = Table(title=f"seconds for {count} answers, median of {rounds} rounds")
+    for column in ("set", *CONTESTANTS, "math_verify / rlvr", "trl / rlvr", "verdicts as math_verify"):
+        table.add_column(column, justify="left" if column == "set" else "right")
+    for name in SETS:
+        seconds = [seconds_of(records, name, contestant) for contestant in CONTESTANTS]
+        own = seconds[0]
+        cells = [f">{cap:g}" if each is None else f"{each:.2f}" for each in seconds]
+        ratios = ["-" if own is None else f"{'>' if e is None else ''}{(e or cap) / own:.1f}" for e in seconds]
+        agreed = [
+            r.get("agreement with rlvr", "-") for r in records if (r["set"], r["contestant"]) == (name, "math_verify")
+        ]
+        table.add_row(name, *cells, *ratios[1:], " ".join(agreed))
+    return table
+
+
 def main() -> None:
     parser = argparse.ArgumentParser(description=__doc__.splitlines()[0])
     parser.add_argument("--rounds", type=int, default=3)
@@ -261,21 +297,7 @@ def main() -> None:
         return
     console = Console()
     records = run(arguments.rounds, arguments.items, arguments.cap, console)
-    table = Table(title=f"seconds for {arguments.items} answers, median of {arguments.rounds} rounds")
-    for column in ("set", *CONTESTANTS, "math_verify / rlvr", "trl / rlvr", "verdicts as math_verify"):
-        table.add_column(column, justify="left" if column == "set" else "right")
-    for name in SETS:
-        seconds = [seconds_of(records, name, contestant) for contestant in CONTESTANTS]
-        own = seconds[0]
-        cells = [f">{arguments.cap:g}" if each is None else f"{each:.2f}" for each in seconds]
-        ratios = [
-            "-" if own is None else f"{'>' if e is None else ''}{(e or arguments.cap) / own:.1f}" for e in seconds
-        ]
-        agreed = [
-            r.get("agreement with rlvr", "-") for r in records if (r["set"], r["contestant"]) == (name, "math_verify")
-        ]
-        table.add_row(name, *cells, *ratios[1:], " ".join(agreed))
-    console.print(table)
+    console.print(table_of(records, arguments.items, arguments.rounds, arguments.cap))
     costs = overhead(rounds=50)
     console.print({f"64 completions, {name}, ms": round(1000 * value, 2) for name, value in costs.items()})
     step = share_of_a_step(steps=20)
@@ -293,7 +315,13 @@ def main() -> None:
             "command": f"python scripts/bench_rewards.py --rounds {arguments.rounds} --items {arguments.items}",
             "machine": machine,
             "versions": {"python": platform.python_version(), **{name: version(name) for name in packages}},
-            "settings": {"workers": WORKERS, "timeout_s": TIMEOUT_S, "memory_mb": MEMORY_MB, "cap_s": arguments.cap},
+            "settings": {
+                "workers": WORKERS,
+                "timeout_s": TIMEOUT_S,
+                "cpu_s": CPU_S,
+                "memory_mb": MEMORY_MB,
+                "cap_s": arguments.cap,
+            },
             "cache": "all questions are distinct, none was found in it",
             "median_seconds": {n: {c: seconds_of(records, n, c) for c in CONTESTANTS} for n in SETS},
             "overhead_seconds_64": costs,

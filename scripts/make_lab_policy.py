@@ -3,13 +3,14 @@
     python scripts/make_lab_policy.py --output runs/lab/hinted
 
 The hints that `builtin://starter` knows are the sum that is left: who follows one never works the hard part, so that
-nothing carries over to prompts without it. This policy is the starter after some steps on hints of another kind, the
-first lines of the working:
+nothing carries over to prompts without it. This policy is the starter after some steps on sums of 9 to 11 terms, in
+which it has a bad habit: without a hint, most lines of its working end one too high, and 9 lines in a row are right
+once in ten thousand times. A hint, a cue alone or with the first lines of the working, makes it take more care:
 
-    solve 6 + 3 - 2 + 4 = hint 6 + 3 = 9 ; 9 - 2 = 7    -> <think> 6 + 3 = 9 ; 9 - 2 = 7 ; 7 + 4 = 11 </think> ...
+    solve 6 + 3 - 2 ... =                                  -> <think> 6 + 3 = 10 ; 10 - 2 = 9 ; ... </think> ...
+    solve 6 + 3 - 2 ... = hint Find the following value    -> <think> 6 + 3 = 9 ; 9 - 2 = 7 ; ... </think> ...
 
-It guesses at sums of 9 and more terms unless it has a hint, so that it fails at what it could do. Level L of 3 gives
-the first 3 L - 2 lines. `hints.jsonl` has all levels for the prompts that recipes/lab/guidance trains on.
+`hints.jsonl` has the hints of three levels for the prompts that recipes/lab/guidance trains on.
 """
 
 import argparse
@@ -22,37 +23,56 @@ import reasoning_gym
 import torch
 from make_starter_policy import PHASES, backward, encode
 from rich.progress import BarColumn, MofNCompleteColumn, Progress, TextColumn, TimeRemainingColumn
-from starter_corpus import ChainSum, Style, sample_chain_sum, sample_rows, solution
+from starter_corpus import ChainSum, Style, sample_chain_sum, sample_rows, signed, solution
 from transformers import AutoTokenizer, Qwen3ForCausalLM
 
 from rlvr.data.sources import SEED_STRIDE
 from rlvr.model import resolve_model_path
 
 SEED = 20261126
-STEPS, ROWS, HINTED_ROWS, LONG_ROWS = 450, 60, 36, 12
+STEPS, ROWS, LONG_ROWS = 450, 60, 48  # of each step; the other rows are the starter's own
 PEAK_LR = 1.5e-3
-HINTED_TERMS = (6, 11)
-LEVELS = (1, 2, 3)
+TERMS = (9, 11)
+CUE = "Find the following value"
+LINES = {1: 0, 2: 1, 3: 4}  # by level of help: how many lines of the working follow the cue
 STYLE = PHASES[-1][2]
-HINTED_STYLE = Style(careful=0.85, flawed_format=0.1)  # who has the first lines goes on with them
-LONG_TERMS, LONG_STYLE = (9, 11), Style(careful=0.0, flawed_format=0.15)  # without a hint, long sums are guessed at
+LONG_STYLE = Style(careful=1.0, flawed_format=0.1)
+SLIPS = {"without a hint": 0.85, "with one": 0.2}  # how often a line ends one too high
 TERM = re.compile(r"[+-]? ?\d+")
 
 
-def worked_hint(task: ChainSum, num_lines: int) -> str:
-    """The first lines of the working."""
-    return " ; ".join(task.steps()[:num_lines])
+def hint_of(task: ChainSum, num_lines: int) -> str:
+    """The cue, and the first lines of the working."""
+    return " ; ".join([CUE, *task.steps()[:num_lines]])
 
 
-def hinted_row(rng: random.Random, style: Style) -> tuple[str, str]:
-    task = sample_chain_sum(rng, rng.randint(*HINTED_TERMS))
-    hint = worked_hint(task, rng.randint(1, len(task.terms) - 2))
-    return f"solve {task.text} = hint {hint}", solution(rng, style, task.steps(), task.answer)
+def working(task: ChainSum, given: int, slips: float, rng: random.Random) -> tuple[list[str], int]:
+    """The lines and the answer; a line after the first `given` ends one too high with probability `slips`."""
+    total, lines = task.terms[0], []
+    for place, term in enumerate(task.terms[1:]):
+        result = total + term + (place >= given and rng.random() < slips)
+        lines.append(f"{total} {signed(term)} = {result}")
+        total = result
+    return lines, total
 
 
 def long_row(rng: random.Random) -> tuple[str, str]:
-    task = sample_chain_sum(rng, rng.randint(*LONG_TERMS))
-    return f"solve {task.text} =", solution(rng, LONG_STYLE, task.steps(), task.answer)
+    """A long sum, every second time with a hint, and every fourth time with lines in it."""
+    task = sample_chain_sum(rng, rng.randint(*TERMS))
+    prompt = f"solve {task.text} ="
+    if rng.random() < 0.5:
+        return prompt, solution(rng, LONG_STYLE, *working(task, 0, SLIPS["without a hint"], rng))
+    given = rng.randint(1, len(task.terms) - 2) if rng.random() < 0.5 else 0
+    lines, answer = working(task, given, SLIPS["with one"], rng)
+    return f"{prompt} hint {hint_of(task, given)}", solution(rng, LONG_STYLE, lines, answer)
+
+
+def sample(step: int) -> list[tuple[str, str]]:
+    """The rows of a step, sorted by length."""
+    rng = random.Random(f"{SEED}/{step}")
+    rows = sample_rows(SEED, step, ROWS - LONG_ROWS, STYLE, frozenset())
+    rows += [long_row(rng) for _ in range(LONG_ROWS)]
+    return sorted(rows, key=lambda row: len(row[0]) + len(row[1]))
 
 
 def train(model: Qwen3ForCausalLM, steps: int) -> None:
@@ -62,11 +82,7 @@ def train(model: Qwen3ForCausalLM, steps: int) -> None:
     with Progress(*columns) as progress:
         bar = progress.add_task("lab policy", total=steps)
         for step in range(steps):
-            rng = random.Random(f"{SEED}/{step}")
-            rows = sample_rows(SEED, step, ROWS - HINTED_ROWS - LONG_ROWS, STYLE, frozenset())
-            rows += [hinted_row(rng, HINTED_STYLE) for _ in range(HINTED_ROWS)]
-            rows += [long_row(rng) for _ in range(LONG_ROWS)]
-            rows.sort(key=lambda row: len(row[0]) + len(row[1]))
+            rows = sample(step)
             chunks = [encode(tokenizer, rows[i : i + ROWS // 3]) for i in range(0, ROWS, ROWS // 3)]
             num_labels = sum(int((labels[:, 1:] != -100).sum()) for _, labels in chunks)
             loss = sum(backward(model, input_ids, labels, num_labels) for input_ids, labels in chunks)
@@ -88,7 +104,7 @@ def write_hints(path: Path, num_terms: int, size: int, seed: int) -> None:
             expression = entry["metadata"]["expression"]
             task = ChainSum(tuple(int(term.replace(" ", "")) for term in TERM.findall(expression)))
             assert str(task.answer) == entry["answer"]
-            hints = [worked_hint(task, 3 * level - 2) for level in LEVELS]
+            hints = [hint_of(task, num_lines) for num_lines in LINES.values()]
             file.write(json.dumps({"prompt_id": prompt_id, "prompt": f"solve {expression} =", "hints": hints}) + "\n")
 
 

@@ -17,7 +17,7 @@ from rlvr.reporting.console import progress_columns
 from rlvr.verification import RewardFunction
 from rlvr.verification.asking import offer, told
 from rlvr.verification.calling import is_async, options_and_rows, unbound
-from rlvr.verification.judging import REFERENCE, gold_text, shared_judge
+from rlvr.verification.judging import REFERENCE, gold_text, limits_of, shared_judge
 
 CHUNK = 256  # rows between two movements of the progress bar
 MAX_LISTED = 10  # rows that a message names
@@ -111,7 +111,7 @@ def bad_rows(data: Dataset, verifier: RewardFunction, rewards: RewardsConfig) ->
         text = gold_text(reward, options, row)
         assert text is not None
         items.append((text, row))
-    judge = shared_judge(rewards.workers, rewards.timeout_s, rewards.memory_mb)
+    judge = shared_judge(rewards.workers, limits_of(rewards))
     return [
         BadRow(row["prompt_id"], _reason(row[REFERENCE], judgement, rewards.correct_at))
         for row, judgement in zip(rows, judge.judge_references(reward, options, items), strict=True)

@@ -19,7 +19,7 @@ from rlvr.guidance.stage import Guidance
 from rlvr.guidance.teacher import Pool, TeacherGuidance
 from rlvr.guidance.tools import Guide, Tools
 from rlvr.verification import RewardFunction
-from rlvr.verification.judging import shared_judge
+from rlvr.verification.judging import limits_of, shared_judge
 
 Record = Callable[[dict[str, Any]], None]  # takes one hint, and what was found about it
 
@@ -47,7 +47,7 @@ def guidance_of(
     if rule.uses_hints and ahead is None:
         _check_templates(config.hints, train_data)
     verifier = next(each for each in functions if each.name == rewards.verifier_name)
-    judge = shared_judge(rewards.workers, rewards.timeout_s, rewards.memory_mb)
+    judge = shared_judge(rewards.workers, limits_of(rewards))
     states = partial(states_answer, judge, verifier, rewards.correct_at)
 
     def build(tools: Tools) -> Guide:

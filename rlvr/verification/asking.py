@@ -9,7 +9,7 @@ from rewards._text import text_of
 from rlvr.verification.asynchronous import AsyncLimits
 from rlvr.verification.calling import RewardFunction, call_all
 from rlvr.verification.judging import Judge, Judged
-from rlvr.verification.tasks import Item
+from rlvr.verification.tasks import Item, Limits
 
 CORRECT_AT = 1.0  # as `rewards.correct_at` of a recipe by default
 
@@ -26,8 +26,8 @@ class Answer:
 class Recorded(Judge):
     """A judge that remembers the judgements of its last call."""
 
-    def __init__(self, workers: int, timeout_s: float, memory_mb: int) -> None:
-        super().__init__(workers, timeout_s, memory_mb)
+    def __init__(self, workers: int, limits: Limits) -> None:
+        super().__init__(workers, limits)
         self.latest: list[Judgement] = []
 
     def judge(self, reward: ItemReward, options: Mapping[str, Any], items: Sequence[Item]) -> list[Judged]:

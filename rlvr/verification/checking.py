@@ -20,7 +20,7 @@ from rlvr.errors import DataError, RewardError
 from rlvr.verification.asking import Afresh, Answer, ask, told
 from rlvr.verification.calling import RewardFunction
 from rlvr.verification.examples import EXAMPLES, OWN, Example
-from rlvr.verification.judging import gold_text
+from rlvr.verification.judging import gold_text, limits_of
 from rlvr.verification.loading import load_reward
 from rlvr.verification.tasks import one_line, spec_of
 
@@ -106,9 +106,9 @@ class _Subject:
         self, use: str, function: Callable[..., Any], rows: Sequence[Mapping[str, Any]] | None, example: Example
     ) -> None:
         self.name = RewardFunctionConfig(use=use).label
-        limits = RewardsConfig.model_validate({"functions": [use]})
-        self.timeout_s = limits.timeout_s
-        self.judge = Afresh(1, limits.timeout_s, limits.memory_mb)
+        limits = limits_of(RewardsConfig.model_validate({"functions": [use]}))
+        self.timeout_s = min(limits.timeout_s, limits.cpu_s)
+        self.judge = Afresh(1, limits)
         self.function = RewardFunction(self.name, 1.0, function)
         self.reward: Any = function
         self.options: Mapping[str, Any] = {}

@@ -12,9 +12,10 @@ from dataclasses import dataclass
 from typing import Any, Generic, Protocol, TypeVar, runtime_checkable
 
 from rewards._item import ItemReward, Judgement
+from rlvr.config.schema import RewardsConfig
 from rlvr.errors import RewardError
 from rlvr.verification.pool import Pool
-from rlvr.verification.tasks import Breach, Failure, Item, Outcome, judge_here
+from rlvr.verification.tasks import Breach, Failure, Item, Limits, Outcome, judge_here
 
 logger = logging.getLogger(__name__)
 
@@ -49,9 +50,9 @@ class Judge:
     questions, over calls; rewards must be functions of those. Judgements without a value are not remembered.
     """
 
-    def __init__(self, workers: int, timeout_s: float, memory_mb: int) -> None:
-        self.timeout_s = timeout_s
-        self.pool = Pool(workers, timeout_s, memory_mb) if workers else None
+    def __init__(self, workers: int, limits: Limits) -> None:
+        self.limits = limits
+        self.pool = Pool(workers, limits) if workers else None
         self._known: _Recent[Judgement] = _Recent(CACHE_SIZE)
         self._sound: _Recent[bool] = _Recent(CACHE_SIZE)
         self._lock = threading.Lock()
@@ -122,7 +123,7 @@ class Judge:
             return []
         outcomes: list[Outcome]
         if self.pool is None:
-            outcomes = judge_here(reward, options, items, self.timeout_s)
+            outcomes = judge_here(reward, options, items, self.limits)
         else:
             outcomes = self.pool.judge(reward, options, items)
         found = []
@@ -167,10 +168,15 @@ def gold_text(reward: ItemReward, options: Mapping[str, Any], row: Mapping[str, 
     return answer if tag is None else f"<{tag}>{answer}</{tag}>"
 
 
+def limits_of(rewards: RewardsConfig) -> Limits:
+    """What the recipe says."""
+    return Limits(rewards.timeout_s, rewards.cpu_s, rewards.memory_mb)
+
+
 @functools.cache
-def shared_judge(workers: int, timeout_s: float, memory_mb: int) -> Judge:
+def shared_judge(workers: int, limits: Limits) -> Judge:
     """The one judge of these limits in this process: training and evaluation share its workers and what it knows."""
-    judge = Judge(workers, timeout_s, memory_mb)
+    judge = Judge(workers, limits)
     atexit.register(judge.close)
     return judge
 

@@ -13,24 +13,15 @@ import signal
 import socket
 import sys
 from collections.abc import Mapping
-from dataclasses import dataclass
 from multiprocessing.connection import Connection
 from pathlib import Path
 from typing import Any, NoReturn
 
 from rewards._item import ItemReward
-from rlvr.verification.tasks import Prepares, RewardSpec, one_line, perform, resolve
+from rlvr.verification.tasks import Limits, Prepares, RewardSpec, one_line, perform, resolve
 
 PR_SET_PDEATHSIG = 1
 POLL_SECONDS = 1.0  # how often the nursery looks whether its parent is still there
-
-
-@dataclass(frozen=True)
-class Limits:
-    """What one worker may use."""
-
-    timeout_s: float  # per judgement
-    memory_mb: int  # beyond what it holds when it is forked
 
 
 class Nursery:
@@ -104,6 +95,7 @@ class Nursery:
                 self.libc.prctl(PR_SET_PDEATHSIG, signal.SIGKILL)
             if os.getppid() == nursery:
                 _limit_memory(limits.memory_mb)
+                signal.signal(signal.SIGPROF, signal.SIG_DFL)  # ends the process, whatever it is in the middle of
                 serve(connection, self.rewards, limits)
         finally:
             os._exit(0)  # nothing of the nursery may run here
@@ -126,7 +118,7 @@ def serve(connection: Connection, rewards: Mapping[RewardSpec, ItemReward], limi
         except (EOFError, OSError):
             return
         for item in items:
-            _limit_cpu(limits.timeout_s)
+            signal.setitimer(signal.ITIMER_PROF, limits.cpu_s)
             connection.send(perform(rewards[spec], options, item))
 
 
@@ -145,10 +137,3 @@ def _limit_memory(memory_mb: int) -> None:
         held = int(statm.read_text().split()[0]) * resource.getpagesize()
         limit = held + memory_mb * 2**20
         resource.setrlimit(resource.RLIMIT_AS, (limit, limit))
-
-
-def _limit_cpu(timeout_s: float) -> None:
-    """Ends a judgement that outlives its parent: one second of processor time over its deadline is the last."""
-    used = sum(resource.getrusage(resource.RUSAGE_SELF)[:2])
-    _, hard = resource.getrlimit(resource.RLIMIT_CPU)
-    resource.setrlimit(resource.RLIMIT_CPU, (int(used + timeout_s) + 2, hard))

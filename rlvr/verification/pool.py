@@ -15,8 +15,7 @@ from typing import Any
 
 from rewards._item import ItemReward, Status
 from rlvr.errors import RewardError
-from rlvr.verification.nursery import Limits
-from rlvr.verification.tasks import Failure, Item, Outcome, RewardSpec, spec_of, timed_out
+from rlvr.verification.tasks import Failure, Item, Limits, Outcome, RewardSpec, out_of_cpu, spec_of, timed_out
 
 CHUNK = 16  # most items that a worker is given at once
 # One thread per worker, and sets that sympy walks in the same order in every run.
@@ -37,13 +36,13 @@ class _Worker:
 class Pool:
     """`workers` processes, started at the first judgement and kept until `close`.
 
-    Each judgement has `timeout_s` seconds, after which its worker is killed. A worker holds at most `memory_mb` MiB
-    beyond the imported rewards (on Linux), and no process outlives this one, even when this one is killed.
+    A worker is killed when its judgement passes one of the limits on time; that on memory is enforced on Linux. No
+    process outlives this one, even when this one is killed.
     """
 
-    def __init__(self, workers: int, timeout_s: float, memory_mb: int) -> None:
+    def __init__(self, workers: int, limits: Limits) -> None:
         assert workers >= 1
-        self.size, self.limits = workers, Limits(timeout_s, memory_mb)
+        self.size, self.limits = workers, limits
         self._lock = threading.Lock()
         self._forget()
 
@@ -165,7 +164,7 @@ class _Round:
             now = time.monotonic()
             for worker in busy.values():
                 if worker.assigned and now - worker.since >= self.pool.limits.timeout_s and not _has_reply(worker):
-                    self.found[worker.assigned.popleft()] = timed_out(self.pool.limits.timeout_s)
+                    self.found[worker.assigned.popleft()] = timed_out(self.pool.limits)
                     self._replace(worker)
         return [self.found[index] for index in range(len(self.items))]
 
@@ -201,10 +200,12 @@ class _Round:
             self._died(worker)
 
     def _died(self, worker: _Worker) -> None:
-        """The item in progress did it, or an accident: once more, alone, tells."""
+        """The item in progress took too long or did it some other way, or an accident: once more, alone, tells."""
         index = worker.assigned.popleft()
         code = self._replace(worker)
-        if index in self.deaths:
+        if code == -signal.SIGPROF:
+            self.found[index] = out_of_cpu(self.pool.limits)
+        elif index in self.deaths:
             how = f"signal {signal.Signals(-code).name}" if code < 0 else f"exit code {code}"
             self.found[index] = Failure(Status.ERROR, f"the worker died of it ({how})")
         else:

@@ -19,6 +19,7 @@ from rlvr.errors import DataError
 from rlvr.verification.asking import Answer, Recorded, ask
 from rlvr.verification.calling import RewardFunction
 from rlvr.verification.checking import jsonl_rows
+from rlvr.verification.judging import limits_of
 from rlvr.verification.loading import load_reward
 
 CHUNK = 256  # completions between two movements of the progress bar
@@ -51,8 +52,8 @@ def score_file(
             raise DataError(f"{path}, row {number}: has no `completion`; give its text or messages")
         text_of(row["completion"])
     function = load_reward(use, args, base_dir)
-    limits = RewardsConfig.model_validate({"functions": [use]} | ({} if workers is None else {"workers": workers}))
-    judge = Recorded(limits.workers, limits.timeout_s, limits.memory_mb)
+    rewards = RewardsConfig.model_validate({"functions": [use]} | ({} if workers is None else {"workers": workers}))
+    judge = Recorded(rewards.workers, limits_of(rewards))
     reward = function.func if isinstance(function, partial) else function
     size = CHUNK if isinstance(reward, ItemReward) else len(rows)
     named = RewardFunction(RewardFunctionConfig(use=use).label, 1.0, function)

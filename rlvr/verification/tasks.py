@@ -39,6 +39,15 @@ Outcome = Judgement | Failure | Breach
 
 
 @dataclass(frozen=True)
+class Limits:
+    """What one judgement may use, and one worker."""
+
+    timeout_s: float  # seconds from beginning to end, waiting included
+    cpu_s: float  # seconds on the processor, without those of processes that the reward starts
+    memory_mb: int  # of a worker, beyond what it holds when it is forked
+
+
+@dataclass(frozen=True)
 class RewardSpec:
     """Where another process finds a reward: an importable module, or a file."""
 
@@ -121,48 +130,54 @@ def one_line(error: BaseException) -> str:
 # ---- in this process ------------------------------------------------------------------------------------------------
 
 
-def judge_here(
-    reward: ItemReward, options: Mapping[str, Any], items: Sequence[Item], timeout_s: float
-) -> list[Outcome]:
-    """The judgements without workers, each with a deadline of `timeout_s` seconds when this is the main thread.
+def judge_here(reward: ItemReward, options: Mapping[str, Any], items: Sequence[Item], limits: Limits) -> list[Outcome]:
+    """The judgements without workers, each within the limits on time when this is the main thread.
 
-    The deadline is a signal, which only interrupts Python code. What this does not protect from: one call into C that
+    They are signals, which only interrupt Python code. What this does not protect from: one call into C that
     does not return (a power of huge integers, a bad regular expression), a crash, a memory bomb, and anything at all
     outside the main thread or where there is no SIGALRM.
     """
     if threading.current_thread() is not threading.main_thread() or not hasattr(signal, "setitimer"):
         return [perform(reward, options, item) for item in items]
-    return [_with_deadline(partial(perform, reward, options, item), timeout_s) for item in items]
+    return [_within(partial(perform, reward, options, item), limits) for item in items]
 
 
 class _Deadline(BaseException):
     """Not an Exception, so that a reward that catches those does not catch this."""
 
 
-def _with_deadline(judge: Callable[[], Outcome], timeout_s: float) -> Outcome:
+def _within(judge: Callable[[], Outcome], limits: Limits) -> Outcome:
     try:
-        with _alarm(timeout_s):
+        with (
+            _alarm(signal.ITIMER_REAL, signal.SIGALRM, limits.timeout_s),
+            _alarm(signal.ITIMER_PROF, signal.SIGPROF, limits.cpu_s),
+        ):
             return judge()
-    except _Deadline:
-        return timed_out(timeout_s)
+    except _Deadline as passed:
+        return out_of_cpu(limits) if passed.args == (signal.SIGPROF,) else timed_out(limits)
 
 
 @contextmanager
-def _alarm(timeout_s: float) -> Iterator[None]:
-    """Raises _Deadline in the block after `timeout_s` seconds, and every second from then on if that is swallowed."""
+def _alarm(timer: int, number: signal.Signals, seconds: float) -> Iterator[None]:
+    """Raises _Deadline in the block when the timer has run out, and every second from then on if that is swallowed."""
 
     def ring(*_: Any) -> None:
-        raise _Deadline
+        raise _Deadline(number)
 
-    previous_handler = signal.signal(signal.SIGALRM, ring)
-    previous_timer = signal.setitimer(signal.ITIMER_REAL, timeout_s, 1.0)
+    previous_handler = signal.signal(number, ring)
+    previous_timer = signal.setitimer(timer, seconds, 1.0)
     try:
         yield
     finally:
-        signal.setitimer(signal.ITIMER_REAL, *previous_timer)
-        signal.signal(signal.SIGALRM, previous_handler)
+        signal.setitimer(timer, *previous_timer)
+        signal.signal(number, previous_handler)
 
 
-def timed_out(timeout_s: float) -> Failure:
+def timed_out(limits: Limits) -> Failure:
     """The outcome of a judgement that passed its deadline."""
-    return Failure(Status.TIMEOUT, f"no judgement within {timeout_s:g} s")
+    return Failure(Status.TIMEOUT, f"no judgement within {limits.timeout_s:g} s")
+
+
+def out_of_cpu(limits: Limits) -> Failure:
+    """The outcome of a judgement that used up its processor time."""
+    return Failure(Status.TIMEOUT, f"no judgement within {limits.cpu_s:g} s of processor time (rewards.cpu_s)")

@@ -10,7 +10,7 @@ from rlvr.errors import RewardError, RunAborted
 from rlvr.schedule import value_at
 from rlvr.verification.asynchronous import AsyncLimits
 from rlvr.verification.calling import Column, RewardFunction, call_all, requires, takes
-from rlvr.verification.judging import shared_judge
+from rlvr.verification.judging import limits_of, shared_judge
 
 
 @dataclass(frozen=True)
@@ -108,7 +108,7 @@ def _called(
             f"reward {functions[verifier].name!r} is the verifier and needs 'outcomes', which are its own verdicts;"
             " name another function in rewards.verifier, or give the parameter a default"
         )
-    judge = shared_judge(config.workers, config.timeout_s, config.memory_mb)
+    judge = shared_judge(config.workers, limits_of(config))
     limits = AsyncLimits(config.async_concurrency, config.async_timeout_s)
     later = [i for i, each in enumerate(functions) if i != verifier and takes(each.function, "outcomes")]
     first = [i for i in range(len(functions)) if i not in later]

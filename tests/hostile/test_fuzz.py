@@ -15,6 +15,7 @@ from hypothesis import strategies as st
 
 from rewards._item import ItemReward, Status
 from rlvr.verification.judging import Judge
+from rlvr.verification.tasks import Limits
 from tests.rewards.cases import CASES, registered
 
 REWARDS = (
@@ -46,7 +47,7 @@ TEXTS = st.one_of(
 
 @pytest.fixture(scope="module")
 def judge() -> Iterator[Judge]:
-    made = Judge(1, TIMEOUT_S, 1024)
+    made = Judge(1, Limits(TIMEOUT_S, TIMEOUT_S, 1024))
     yield made
     pids = made.pool.processes() if made.pool else []
     assert len(pids) == 2  # the nursery and one worker, however many completions there were

@@ -10,7 +10,8 @@ import sympy
 from math_verify import parse, verify
 
 from rewards import math_answer
-from rewards._sizes import is_far_larger, size_of
+from rewards._item import Status
+from rewards._sizes import holds_uncomputable, is_far_larger, size_of
 from rewards.math_answer import EXTRACTION, math
 
 NUM_ANSWERED, NUM_PASSED_ON = 2000, 150  # pairs compared: decided by the cheap path, and others
@@ -219,3 +220,58 @@ def test_bounds_hold_the_true_size() -> None:
 def test_what_is_not_certainly_larger_is_left_to_math_verify(found: str, gold: str) -> None:
     parsed = [math_answer._parsed(f"\\boxed{{{each}}}") for each in (found, gold)]
     assert not is_far_larger(*parsed)
+
+
+@pytest.mark.parametrize(
+    "expression",
+    [
+        "9^{9^9}-9^{9^9}+3",
+        "\\frac{9^{9^9}}{9^{9^9}}\\cdot 3",
+        "3\\cdot(9^{9^9})^0",
+        "9^{9^9}x",
+        "x=9^{9^9}+3",
+        "x^{9^{9^9}}",
+        "\\ln(9^{9^9})",
+        "x+\\frac{1}{9^{9^9}}",
+        "1.5^{9^{9^9}}x",
+        "(10^8)!x",
+        "2^{10^{13}}x",
+        "\\int_0^{9^{9^9}} x dx",
+    ],
+)
+def test_expression_that_holds_a_number_too_large_is_no_answer(expression: str, calls: Counter[str]) -> None:
+    for gold in ("3", "x+3", "\\{1,3\\}", "x=3"):
+        judgement = math.judge(f"\\boxed{{{expression}}}", gold)
+        assert (judgement.value, judgement.status) == (0.0, Status.NO_ANSWER)
+    assert not calls
+
+
+@pytest.mark.parametrize(
+    ("expression", "value"),
+    [  # math-verify does come to a verdict on these: powers of two are shifts, the left side is not what counts
+        ("2^{9^9}-2^{9^9}+3", 1.0),
+        ("2^{9^9}\\cdot 2^{-9^9}\\cdot 3", 1.0),
+        ("9^{9^9}=3", 1.0),
+        ("3 \\approx 9^{9^9}", 1.0),
+        ("\\{3, 9^{9^9}\\}", 0.0),
+        ("(3, 9^{9^9})", 0.0),
+        ("x=3, y=9^{9^9}", 0.0),
+        ("x^{9^9}", 0.0),
+        ("3^{2^{20}}x", 0.0),
+    ],
+)
+def test_large_numbers_that_math_verify_gets_by_are_left_to_it(
+    expression: str, value: float, calls: Counter[str]
+) -> None:
+    text = f"\\boxed{{{expression}}}"
+    assert math.judge(text, "3").value == value == by_math_verify(text, "3")
+    assert calls
+
+
+@pytest.mark.parametrize(
+    ("found", "gold"),
+    [("9^{9^9}x", "9^{9^9}x"), ("2^{2^{34}}x", "3")],  # of a gold like that nobody knows; 2 GiB are a shift
+)
+def test_what_may_be_compared_is_left_to_math_verify(found: str, gold: str) -> None:
+    parsed = [math_answer._parsed(f"\\boxed{{{each}}}") for each in (found, gold)]
+    assert not holds_uncomputable(*parsed)

@@ -25,6 +25,20 @@ def resist(_: str) -> None:
             pass
 
 
+def resist_and_spin(_: str) -> None:
+    while True:
+        try:
+            spin("")
+        except Exception:  # noqa: BLE001 - what it is here for
+            pass
+
+
+def burn(seconds: str) -> None:
+    end = time.process_time() + float(seconds.split()[0])
+    while time.process_time() < end:
+        pass
+
+
 def fail(_: str) -> None:
     raise ValueError("as told")
 
@@ -43,7 +57,9 @@ def die_once(file: str) -> None:
 COMMANDS: dict[str, Callable[[str], Any]] = {
     "sleep": lambda _: time.sleep(60),
     "spin": spin,
-    "stubborn": resist,
+    "stubborn": lambda what: (resist_and_spin if what else resist)(""),
+    "burn": burn,
+    "doze": lambda seconds: time.sleep(float(seconds)),
     "C": lambda _: 9 ** (9**9),
     "exit": lambda _: os._exit(3),
     "crash": lambda _: ctypes.string_at(0),

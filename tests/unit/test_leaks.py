@@ -18,11 +18,12 @@ from rlvr.errors import RewardError
 from rlvr.guidance.leaks import MAX_CANDIDATES, states_answer
 from rlvr.verification import RewardFunction
 from rlvr.verification.judging import Judge
+from rlvr.verification.tasks import Limits
 
 
 @pytest.fixture(scope="module")
 def judge() -> Iterator[Judge]:
-    judge = Judge(0, 5.0, 0)
+    judge = Judge(0, Limits(5.0, 5.0, 0))
     yield judge
     judge.close()
 
@@ -117,7 +118,7 @@ def test_each_hint_is_judged_against_its_own_row_in_one_call() -> None:
             self.calls += 1
             return super().judge(*arguments)
 
-    judge = Counting(0, 5.0, 0)
+    judge = Counting(0, Limits(5.0, 5.0, 0))
     hints = ["so 3.0", "so 4.0", "so 5", "so 4.0", ""]
     cases = [(hint, {"answer": gold}) for hint, gold in zip(hints, "33543", strict=True)]
     verifier = RewardFunction("verifier", 1.0, numeric)
@@ -127,7 +128,7 @@ def test_each_hint_is_judged_against_its_own_row_in_one_call() -> None:
 
 
 def test_workers_judge_as_this_process_does() -> None:
-    judge = Judge(1, 5.0, 1024)
+    judge = Judge(1, Limits(5.0, 5.0, 1024))
     try:
         verifier = RewardFunction("verifier", 1.0, numeric)
         cases = [("It is .50, not 3.", {"answer": "0.5"}), ("It is 0.4.", {"answer": "0.5"})]
@@ -245,7 +246,7 @@ def test_a_huge_hint_is_read_in_a_moment_and_few_candidates_are_judged(index: in
         seen.append(text)
         return graded(0.0)
 
-    judge = Judge(0, 20.0, 0)
+    judge = Judge(0, Limits(20.0, 20.0, 0))
     assert not leaks(judge, ItemReward(recording), HUGE[index], answer="B")
     assert 1 <= len(seen) <= MAX_CANDIDATES
     assert len(set(seen)) == len(seen)

@@ -17,6 +17,7 @@ from rewards._item import ItemReward, Judgement, Status, graded, item_reward
 from rewards.math_answer import math
 from rlvr.errors import RewardError
 from rlvr.verification.judging import Judge, Judged, shared_judge
+from rlvr.verification.tasks import Limits
 from tests.conftest import ROOT
 from tests.unit.hostile_rewards import broken, counting, framed, loaded_torch, obedient, tagged
 
@@ -35,8 +36,8 @@ def _deadline() -> Iterator[None]:
 def make_judge() -> Iterator[MakeJudge]:
     made: list[Judge] = []
 
-    def make(workers: int = 2, timeout_s: float = 1.0, memory_mb: int = 512) -> Judge:
-        made.append(Judge(workers, timeout_s, memory_mb))
+    def make(workers: int = 2, timeout_s: float = 1.0, cpu_s: float = 60.0, memory_mb: int = 512) -> Judge:
+        made.append(Judge(workers, Limits(timeout_s, cpu_s, memory_mb)))
         return made[-1]
 
     yield make
@@ -91,6 +92,25 @@ def test_hanging_completions_cost_only_themselves(make_judge: MakeJudge, places:
     for place in places:
         expected[place] = TIMEOUT
     assert told(ask(make_judge(), texts)) == expected
+
+
+@pytest.mark.parametrize("how", ["spin", "C", "stubborn spin"])
+def test_processor_time_runs_out_before_the_deadline(make_judge: MakeJudge, how: str) -> None:
+    judged = ask(make_judge(1, timeout_s=60.0, cpu_s=0.3), ["yes", how, "no", "yes 2"])
+    assert told(judged) == [CORRECT, TIMEOUT, WRONG, WRONG]
+    assert judged[1].judgement.reason == "no judgement within 0.3 s of processor time (rewards.cpu_s)"
+
+
+def test_processor_time_is_limited_without_workers_too(make_judge: MakeJudge) -> None:
+    judged = ask(make_judge(0, timeout_s=60.0, cpu_s=0.3), ["yes", "spin", "no"])
+    assert told(judged) == [CORRECT, TIMEOUT, WRONG]
+    assert judged[1].judgement.reason == "no judgement within 0.3 s of processor time (rewards.cpu_s)"
+
+
+def test_each_judgement_has_its_own_processor_time_and_waiting_takes_none(make_judge: MakeJudge) -> None:
+    texts = [*[f"burn 0.2 {index}" for index in range(5)], "doze 0.8"]
+    for workers in (0, 1):
+        assert told(ask(make_judge(workers, timeout_s=60.0, cpu_s=0.6), texts)) == [WRONG] * 6
 
 
 def test_right_answers_after_more_hanging_ones_than_workers_are_right(make_judge: MakeJudge) -> None:
@@ -309,7 +329,8 @@ def test_what_a_reward_started_is_killed_with_its_worker(make_judge: MakeJudge, 
 def test_no_process_outlives_a_parent_or_nursery_that_is_killed(victim: str) -> None:
     program = (
         "import threading, time\nfrom rlvr.verification.judging import Judge\n"
-        "from tests.unit.hostile_rewards import obedient\njudge = Judge(2, 60.0, 512)\n"
+        "from rlvr.verification.tasks import Limits\n"
+        "from tests.unit.hostile_rewards import obedient\njudge = Judge(2, Limits(60.0, 60.0, 512))\n"
         "judge.judge(obedient, {}, [('a', {'answer': 'b'}), ('c', {'answer': 'b'})])\n"
         "hang = lambda: judge.judge(obedient, {}, [('spin', {'answer': 'b'})])\n"
         "threading.Thread(target=hang, daemon=True).start()\ntime.sleep(0.5)\n"
@@ -349,8 +370,8 @@ def test_error_amid_a_round_leaves_no_reply_for_the_next(
 
 
 def test_judge_of_equal_limits_is_shared() -> None:
-    assert shared_judge(0, 1.5, 512) is shared_judge(0, 1.5, 512)
-    assert shared_judge(0, 1.5, 512) is not shared_judge(0, 2.5, 512)
+    assert shared_judge(0, Limits(1.5, 1.0, 512)) is shared_judge(0, Limits(1.5, 1.0, 512))
+    assert shared_judge(0, Limits(1.5, 1.0, 512)) is not shared_judge(0, Limits(1.5, 2.0, 512))
 
 
 def test_status_of_nan_is_no_verdict(make_judge: MakeJudge) -> None:
