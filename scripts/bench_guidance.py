@@ -4,15 +4,18 @@
 
 Each round trains without guidance, with NuRL and with Guide, for the same number of steps from the same weights on sums
 of 10 terms, most of which the starter fails, so that the budget of a quarter of the rollouts is spent in every step.
-The starter writes the hints itself, which is counted. The figures to read are the ratios per round.
+Hints come from a column, or (`--hints self`) the starter writes them itself during the step, which is counted. The
+figures to read are the ratios per round.
 """
 
 import argparse
 import json
 import platform
+import re
 import statistics
 import tempfile
 from pathlib import Path
+from typing import Any
 
 import torch
 import transformers
@@ -22,6 +25,7 @@ from datasets import Dataset
 from rich.console import Console
 from rich.progress import track
 from rich.table import Table
+from starter_corpus import ChainSum
 
 from rlvr.config.guidance import GuidanceConfig
 from rlvr.config.schema import AlgorithmConfig, DataConfig, DataSource, ModelConfig, RewardsConfig
@@ -35,12 +39,22 @@ KINDS = ("without", "nurl", "guide")
 SOURCE = "reasoning_gym://chain_sum?min_terms=10&max_terms=10&max_digits=1&seed=1&size=2000"
 STARTER = ModelConfig(path="builtin://starter")
 SHARE = 0.25  # extra rollouts of a step
-HINTS = {
-    "source": "self",
-    "explain_template": None,
-    "write_template": "level {level} hint for {metadata[expression]} answer {answer} =",
-    "refuse_sufficient": False,  # the starter's hints are the sum that is left
+LEFT = 3  # terms that a hint leaves beside the running total
+HINTS = {  # the starter's hints are the sum that is left, which is enough for the answer
+    "column": {"source": "column", "column": "hint", "refuse_sufficient": False},
+    "self": {
+        "source": "self",
+        "explain_template": None,
+        "write_template": "level {level} hint for {metadata[expression]} answer {answer} =",
+        "refuse_sufficient": False,
+    },
 }
+
+
+def hint_of(row: dict[str, Any]) -> str:
+    """The sum that is left."""
+    terms = tuple(int(term.replace(" ", "")) for term in re.findall(r"[+-]? ?\d+", row["metadata"]["expression"]))
+    return ChainSum(terms).rest(LEFT).text
 
 
 def build(kind: str, folder: str, options: argparse.Namespace, data: Dataset) -> RLVRTrainer:
@@ -49,7 +63,8 @@ def build(kind: str, folder: str, options: argparse.Namespace, data: Dataset) ->
     guidance = None
     if kind != "without":
         extra = int(SHARE * options.rows * options.accumulation)
-        section = {"rule": kind, "prompt_template": "{prompt} hint {hint}", "hints": HINTS, "max_extra_rollouts": extra}
+        section = {"rule": kind, "prompt_template": "{prompt} hint {hint}", "max_extra_rollouts": extra}
+        section["hints"] = HINTS[options.hints]
         guidance = guidance_of(
             GuidanceConfig.model_validate(section),
             data,
@@ -79,6 +94,7 @@ def main() -> None:
     parser.add_argument("--steps", type=int, default=3)
     parser.add_argument("--rows", type=int, default=64, help="completions per micro-batch")
     parser.add_argument("--accumulation", type=int, default=4)
+    parser.add_argument("--hints", choices=tuple(HINTS), default="column")
     parser.add_argument("--output", type=Path)
     options = parser.parse_args()
 
@@ -87,6 +103,7 @@ def main() -> None:
     data = build_dataset(
         load_rows(data_config.train, Path.cwd(), "bench"), data_config, load_tokenizer(STARTER), "bench"
     )
+    data = data.add_column("hint", [hint_of(row) for row in data])
     times: dict[str, list[float]] = {kind: [] for kind in KINDS}
     extras: dict[str, list[float]] = {kind: [] for kind in KINDS}
     with tempfile.TemporaryDirectory() as folder:
@@ -102,6 +119,7 @@ def main() -> None:
     facts = {
         "machine": f"{platform.machine()}, CPU, {torch.get_num_threads()} threads",
         "versions": {"torch": torch.__version__, "trl": trl.__version__, "transformers": transformers.__version__},
+        "hints": options.hints,
         "completions_per_step": completions,
         "extra_share": {k: round(statistics.mean(v) / completions, 3) for k, v in extras.items() if v},
         "rounds": options.rounds,

@@ -4,10 +4,10 @@
 
 The hints that `builtin://starter` knows are the sum that is left: who follows one never works the hard part, so that
 nothing carries over to prompts without it. This policy is the starter after some steps on sums of 9 to 11 terms, in
-which it has a bad habit: without a hint, most lines of its working end one too high, and 9 lines in a row are right
-once in ten thousand times. A hint, a cue alone or with the first lines of the working, makes it take more care:
+which it has a bad habit: without a hint, most lines of its working end too high by 3, and 9 lines in a row are hardly
+ever right. A hint, a cue alone or with the first lines of the working, makes it take more care:
 
-    solve 6 + 3 - 2 ... =                                  -> <think> 6 + 3 = 10 ; 10 - 2 = 9 ; ... </think> ...
+    solve 6 + 3 - 2 ... =                                  -> <think> 6 + 3 = 12 ; 12 - 2 = 10 ; ... </think> ...
     solve 6 + 3 - 2 ... = hint Find the following value    -> <think> 6 + 3 = 9 ; 9 - 2 = 7 ; ... </think> ...
 
 `hints.jsonl` has the hints of three levels for the prompts that recipes/lab/guidance trains on.
@@ -37,7 +37,8 @@ CUE = "Find the following value"
 LINES = {1: 0, 2: 1, 3: 4}  # by level of help: how many lines of the working follow the cue
 STYLE = PHASES[-1][2]
 LONG_STYLE = Style(careful=1.0, flawed_format=0.1)
-SLIPS = {"without a hint": 0.85, "with one": 0.2}  # how often a line ends one too high
+SLIPS = {"without a hint": 0.85, "with one": 0.2}  # how often a line ends too high
+SLIP = 3
 TERM = re.compile(r"[+-]? ?\d+")
 
 
@@ -47,10 +48,10 @@ def hint_of(task: ChainSum, num_lines: int) -> str:
 
 
 def working(task: ChainSum, given: int, slips: float, rng: random.Random) -> tuple[list[str], int]:
-    """The lines and the answer; a line after the first `given` ends one too high with probability `slips`."""
+    """The lines and the answer; a line after the first `given` ends `SLIP` too high with probability `slips`."""
     total, lines = task.terms[0], []
     for place, term in enumerate(task.terms[1:]):
-        result = total + term + (place >= given and rng.random() < slips)
+        result = total + term + SLIP * (place >= given and rng.random() < slips)
         lines.append(f"{total} {signed(term)} = {result}")
         total = result
     return lines, total

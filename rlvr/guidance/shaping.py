@@ -39,8 +39,7 @@ def with_shaped_ratios(
     """
     off_policy = {row: how for row, how in enumerate(rollouts.off_policy) if how is not None}
     hinted = [row for row, how in off_policy.items() if not how.is_certain]
-    as_sampled = logprobs([replace(rows[row], context_ids=rollouts.context_ids[row]) for row in hinted])
-    as_trained = logprobs([rows[row] for row in hinted])
+    as_sampled, as_trained = _under_both(rows, rollouts, hinted, logprobs)
     masks = [torch.tensor(rows[row].loss_mask, device=device) for row in hinted]
     differences = [(new - old)[mask] for new, old, mask in zip(as_trained, as_sampled, masks, strict=True)]
     found = gather(torch.cat(differences) if differences else torch.zeros(0, device=device))
@@ -58,3 +57,21 @@ def with_shaped_ratios(
         f"guidance/ratio_{name}": linear_quantile(found.exp(), q).item() for name, q in RATIO_QUANTILES.items()
     }
     return ShapedRows(shaped, quantiles | {"guidance/gamma": gamma})
+
+
+def _under_both(
+    rows: Sequence[TrainRow], rollouts: Rollouts, hinted: Sequence[int], logprobs: Logprobs
+) -> tuple[list[Tensor], list[Tensor]]:
+    """Log-probs [T] of the hinted rows under the context they were sampled from, and the one they are trained with.
+
+    In one go, as batches are then fuller; the latter are at hand where the loss needs old log-probs anyway.
+    """
+    asked = [replace(rows[row], context_ids=rollouts.context_ids[row]) for row in hinted]
+    unknown = [row for row in hinted if rows[row].old_logprobs is None]
+    found = logprobs([*asked, *[rows[row] for row in unknown]])
+    trained = dict(zip(unknown, found[len(hinted) :], strict=True))
+    as_trained = []
+    for row in hinted:
+        old = rows[row].old_logprobs
+        as_trained.append(trained[row] if old is None else old)
+    return found[: len(hinted)], as_trained
