@@ -5,6 +5,8 @@ from collections.abc import Callable, Mapping
 from pathlib import Path
 from typing import Any
 
+import yaml
+
 from rlvr.errors import CheckpointError, UserError
 from rlvr.extrapolation.readers.base import Source, StoredWeights, read_json
 from rlvr.extrapolation.readers.ties import check_engine_names, config_of, named
@@ -77,6 +79,20 @@ def run_checkpoints(run_dir: Path) -> list[tuple[int, Path]]:
             raise CheckpointError(f"nothing says of which step {path} is; put a {TRAINER_STATE} into it")
         steps.append((step, path.name == POLICY, path))
     return [(step, path) for step, _, path in sorted(steps)]
+
+
+def model_of_run(run_dir: Path) -> Path | None:
+    """The model that a run began from, by its recipe; None where that is no folder of this machine."""
+    from rlvr.model import resolve_model_path
+
+    recipe = run_dir / "recipe.yaml"
+    if not recipe.is_file():
+        return None
+    try:
+        found = Path(resolve_model_path(yaml.safe_load(recipe.read_text(encoding="utf-8"))["model"]["path"]))
+    except (yaml.YAMLError, LookupError, TypeError, UserError):
+        return None
+    return found if found.is_dir() else None
 
 
 def _view(path: Path, home: Path, source: Source, of_engine: bool = False) -> WeightView:

@@ -90,7 +90,7 @@ def _open(paths: Sequence[Path], options: Options, by_step: bool = False) -> Sou
         raise ExtrapolationError(f"--dtype {options.dtype} is not among {', '.join(DTYPES)}; give one of them.")
     if not options.max_shard_gb > 0.0:
         raise ExtrapolationError(f"--max-shard-gb is {options.max_shard_gb:g}; give a size such as 5.")
-    views = [open_checkpoint(path, options.adapter_base) for path in paths]
+    views = [open_checkpoint(_located(path), options.adapter_base) for path in paths]
     if by_step:
         steps = _steps(views, "--base, --tuned and --alpha")
         views = [view for _, view in sorted(zip(steps, views, strict=True), key=lambda pair: pair[0])]
@@ -98,12 +98,28 @@ def _open(paths: Sequence[Path], options: Options, by_step: bool = False) -> Sou
 
 
 def _steps(views: Sequence[WeightView], instead: str) -> list[int]:
+    """The step of each; the model that the run of one of them began from is of step 0."""
+    from rlvr.extrapolation.checkpoints import model_of_run
+
+    runs = {view.path.resolve().parent for view in views if view.step is not None}
+    origins = {origin.resolve() for run in runs if (origin := model_of_run(run)) is not None}
     steps = []
     for view in views:
-        if view.step is None:
-            raise ExtrapolationError(f"The step of {view.path} is not known; give {instead} instead of a step.")
-        steps.append(view.step)
+        if view.step is None and view.path.resolve() not in origins:
+            raise ExtrapolationError(
+                f"The step of {view.path} is not known, and no recipe.yaml beside the other checkpoints says that their"
+                f" run began from it; give {instead} instead of a step."
+            )
+        steps.append(view.step or 0)
     return steps
+
+
+def _located(path: Path) -> Path:
+    """A folder or a file; `builtin://starter`, which a path writes with one slash, is a folder too."""
+    from rlvr.model import resolve_model_path
+
+    scheme, colon, name = path.as_posix().partition(":/")
+    return Path(resolve_model_path(f"{scheme}://{name}")) if colon and scheme == "builtin" else path
 
 
 def _run(

@@ -11,6 +11,7 @@ from typer.testing import CliRunner, Result
 
 from rlvr.cli import app
 from rlvr.extrapolation.operations import average, extrapolate, line_fit, timber
+from rlvr.model import resolve_model_path
 from tests.unit.extrapolation_cases import COUNTER, EMBEDDING, MLP, load, same, save, tensors_of
 
 
@@ -45,6 +46,32 @@ def test_weights(run_dir: Path, how_far: tuple[str, str]) -> None:
     assert [each["step"] for each in facts["sources"]] == [100, 200]
     for words in ("rest", "alpha 1.5", "embeddings", "copied", "written", "1 file"):
         assert words in result.output, words
+
+
+def test_model_that_the_run_began_from_is_of_step_0(run_dir: Path) -> None:
+    (run_dir / "recipe.yaml").write_text(f"model: {{path: {run_dir / 'base'}}}\n")
+    result = call("weights", "--base", "base", "--tuned", "checkpoint-200", "--at-step", "300", "--out", "out")
+    assert result.exit_code == 0, result.output
+    base, tuned, out = (load(run_dir / name) for name in ("base", "checkpoint-200", "out"))
+    assert torch.equal(out[MLP], extrapolate(base[MLP], tuned[MLP], 1.5))
+    result = call("weights", "--fit", "checkpoint-100", "checkpoint-200", "base", "--at-step", "300", "--out", "line")
+    assert result.exit_code == 0, result.output
+    assert json.loads((run_dir / "line/provenance.json").read_text())["settings"]["steps"] == [0, 100, 200]
+
+
+@pytest.mark.parametrize("recipe", ["model: {path: somebody/else}", "model: base", "- {", "model: {path: ./gone}"])
+def test_recipe_that_does_not_name_the_base_says_no_step(run_dir: Path, recipe: str) -> None:
+    (run_dir / "recipe.yaml").write_text(recipe)
+    result = call("weights", "--base", "base", "--tuned", "checkpoint-200", "--at-step", "300", "--out", "out")
+    assert result.exit_code == 2
+    assert "no recipe.yaml beside the other checkpoints says that their run began from it" in result.stderr
+
+
+def test_built_in_model_by_its_name(run_dir: Path) -> None:
+    starter = "builtin://starter"
+    result = call("weights", "--base", starter, "--tuned", starter, "--alpha", "3", *ALL, "--out", "out")
+    assert result.exit_code == 0, result.output
+    assert same(load(run_dir / "out"), load(Path(resolve_model_path(starter))))
 
 
 @pytest.mark.parametrize(("alpha", "kept"), [("0", "checkpoint-100"), ("1", "checkpoint-200")])
