@@ -113,12 +113,11 @@ def command(kind: str, folder: Path, out: Path) -> list[str]:
             str(out),
         ]
     if kind == MERGEKIT:
-        shares = ((base, 1.0 - ALPHA), (tuned, ALPHA))
-        models = [{"model": str(path), "parameters": {"weight": weight}} for path, weight in shares]
-        recipe = {"merge_method": "linear", "models": models, "dtype": "bfloat16", "parameters": {"normalize": False}}
+        models = [{"model": str(tuned), "parameters": {"weight": ALPHA}}]
+        recipe = {"merge_method": "task_arithmetic", "base_model": str(base), "models": models, "dtype": "bfloat16"}
         (folder / "mergekit.yaml").write_text(json.dumps(recipe))
-        program = str(Path(sys.executable).parent / "mergekit-yaml")
-        return [program, str(folder / "mergekit.yaml"), str(out), "--no-copy-tokenizer"]
+        program = [sys.executable, "-m", "mergekit.scripts.run_yaml", str(folder / "mergekit.yaml"), str(out)]
+        return [*program, "--lazy-unpickle", "--no-copy-tokenizer"]
     return [sys.executable, "-c", COPY_PROGRAM if kind == COPY else SYNC_PROGRAM, str(tuned), str(out)]
 
 

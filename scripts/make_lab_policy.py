@@ -3,11 +3,11 @@
     python scripts/make_lab_policy.py --output runs/lab/hinted
 
 The hints that `builtin://starter` knows are the sum that is left: who follows one never works the hard part, so that
-nothing carries over to prompts without it. This policy is the starter after some steps on sums of 11 to 13 terms, in
-which it has a bad habit: without a hint, every second line of its working ends too high by 3, so that 11 lines in a row
-are right once in 2,000 times. A hint, a cue alone or with the first lines of the working, makes it take more care:
+nothing carries over to prompts without it. This policy is the starter after some steps on sums of 9 to 11 terms, in
+which it has a bad habit: without a hint, 7 of 10 lines of its working end too high by 2, and 9 lines in a row are
+hardly ever right. A hint, a cue alone or with the first lines of the working, makes it take more care:
 
-    solve 6 + 3 - 2 ... =                                  -> <think> 6 + 3 = 12 ; 12 - 2 = 10 ; ... </think> ...
+    solve 6 + 3 - 2 ... =                                  -> <think> 6 + 3 = 11 ; 11 - 2 = 11 ; ... </think> ...
     solve 6 + 3 - 2 ... = hint Find the following value    -> <think> 6 + 3 = 9 ; 9 - 2 = 7 ; ... </think> ...
 
 `hints.jsonl` has the hints of three levels for the prompts that recipes/lab/guidance trains on.
@@ -32,13 +32,13 @@ from rlvr.model import resolve_model_path
 SEED = 20261126
 STEPS, ROWS, LONG_ROWS = 450, 60, 48  # of each step; the other rows are the starter's own
 PEAK_LR = 1.5e-3
-TERMS = (11, 13)
+TERMS = (9, 11)
 CUE = "Find the following value"
 LINES = {1: 0, 2: 1, 3: 4}  # by level of help: how many lines of the working follow the cue
 STYLE = PHASES[-1][2]
 LONG_STYLE = Style(careful=1.0, flawed_format=0.1)
-SLIPS = {"without a hint": 0.5, "with one": 0.15}  # how often a line ends too high
-SLIP = 3
+SLIPS = {"without a hint": 0.7, "with one": 0.15}  # how often a line ends too high
+SLIP = 2
 TERM = re.compile(r"[+-]? ?\d+")
 
 
@@ -112,7 +112,7 @@ def write_hints(path: Path, num_terms: int, size: int, seed: int) -> None:
 def main() -> None:
     parser = argparse.ArgumentParser(description=__doc__.splitlines()[0])
     parser.add_argument("--output", type=Path, default=Path("runs/lab/hinted"))
-    parser.add_argument("--terms", type=int, default=12)
+    parser.add_argument("--terms", type=int, default=10)
     parser.add_argument("--steps", type=int, default=STEPS)
     options = parser.parse_args()
     options.output.mkdir(parents=True, exist_ok=True)
