@@ -10,6 +10,7 @@ from typing import Any, Literal, Self
 
 from pydantic import Field, field_validator, model_validator
 
+from rlvr.config.extrapolation import ExtrapolationConfig
 from rlvr.config.guidance import GuidanceConfig
 from rlvr.config.presets import (
     PRESETS,
@@ -235,6 +236,7 @@ class Recipe(Section):
     algorithm: AlgorithmConfig = AlgorithmConfig()
     regularizers: RegularizersConfig = RegularizersConfig()
     guidance: GuidanceConfig | None = None
+    extrapolation: ExtrapolationConfig | None = None
     trainer: dict[str, Any] = Field(default={})
     evaluation: EvaluationConfig = EvaluationConfig()
     report: ReportConfig = ReportConfig()
