@@ -56,11 +56,16 @@ def load_parts(loaded: LoadedRecipe, console: Console) -> Parts:
     rows = load_rows(source, loaded.base_dir, "data.train")
     data = build_dataset(rows, loaded.recipe.data, tokenizer, f"data.train: {source.dataset}")
     num_rows = len(rows) if source.limit is None else sys.maxsize  # how many there are beyond the limit is not known
-    functions = [
+    functions = load_functions(loaded)
+    return Parts(tokenizer, functions, self_checked(data, functions, loaded.recipe, console), num_rows)
+
+
+def load_functions(loaded: LoadedRecipe) -> list[RewardFunction]:
+    """The recipe's reward functions. Raises UserError for one that cannot be loaded."""
+    return [
         RewardFunction(config.label, config.weight, load_reward(config.use, config.args, loaded.base_dir), config.clip)
         for config in loaded.recipe.rewards.functions
     ]
-    return Parts(tokenizer, functions, self_checked(data, functions, loaded.recipe, console), num_rows)
 
 
 def build_trainer(loaded: LoadedRecipe, parts: Parts, callbacks: list[TrainerCallback], record: Record) -> RLVRTrainer:

@@ -19,10 +19,11 @@ from transformers import (
 from transformers.utils.logging import disable_progress_bar
 
 from rlvr import run_directory
-from rlvr.building import HintRecord, build_trainer, load_parts, read_dataset, trainer_arguments
+from rlvr.building import HintRecord, build_trainer, load_parts, trainer_arguments
 from rlvr.config import LoadedRecipe
 from rlvr.errors import RunAborted, UserError
 from rlvr.evaluation.callback import EvaluationCallback
+from rlvr.evaluation.sets import load_sets
 from rlvr.reporting.console import ProgressCallback, comparison_table
 from rlvr.reporting.recorder import RecorderCallback, draw_learning_curve, read_metrics
 
@@ -47,10 +48,7 @@ def run_recipe(loaded: LoadedRecipe, resume: bool) -> Path:
     disable_progress_bar()  # transformers draws one per weight file, across our own
     console = Console(quiet=not state.is_main_process)
     parts = load_parts(loaded, console)
-    sets = {
-        name: read_dataset(loaded, source, parts.tokenizer, f"evaluation.sets.{name}")
-        for name, source in loaded.recipe.evaluation.sets.items()
-    }
+    sets = load_sets(loaded, parts.tokenizer)
     evaluation = EvaluationCallback(
         sets, loaded.recipe.evaluation, parts.functions, loaded.recipe.rewards, loaded.output_dir / "evaluations"
     )
@@ -58,8 +56,7 @@ def run_recipe(loaded: LoadedRecipe, resume: bool) -> Path:
     interrupt = InterruptCallback(console)
     hints = HintRecord(loaded.output_dir / "hints.jsonl", state.is_main_process)
     trainer = build_trainer(loaded, parts, [evaluation, ProgressCallback(console), recorder, interrupt], hints)
-    evaluation.sample, evaluation.accelerator = trainer.sample, trainer.accelerator
-    evaluation.offers = trainer.offers
+    evaluation.sample, evaluation.offers = trainer.sample, trainer.offers
     recorder.latest_completions = lambda: trainer.latest_completions
     if state.is_main_process and not resume:
         run_directory.record_start(loaded, state.num_processes)

@@ -82,7 +82,8 @@ def resolved_yaml(loaded: LoadedRecipe) -> str:
         file, colon, name = function.use.rpartition(":")
         use = _anchored(file, loaded.base_dir) + colon + name if file.endswith(".py") else function.use
         dumped |= {"name": function.label, "use": use}
-    for source in (content["data"]["train"], *content["evaluation"]["sets"].values()):
+    held_out = content["evaluation"]["sets"] | content["evaluation"]["validation"]
+    for source in (content["data"]["train"], *held_out.values()):
         if source["dataset"].endswith(LOCAL_SUFFIXES):
             source["dataset"] = _anchored(source["dataset"], loaded.base_dir)
     if content["guidance"] is not None:

@@ -190,9 +190,14 @@ class AlgorithmConfig(Section):
 
 
 class EvaluationConfig(Section):
-    """What is measured, on which held-out sets."""
+    """What is measured, on which held-out sets.
+
+    `sets` are test sets: they are reported, and nothing is ever chosen by them. Whatever chooses, such as the search
+    for alpha, reads `validation`. No prompt may be in both, which is checked once the rows are loaded.
+    """
 
     sets: dict[str, DataSource] = Field(default={})
+    validation: dict[str, DataSource] = Field(default={})
     num_samples: int = Field(default=8, ge=1)  # completions per prompt
     temperature: float = Field(default=1.0, gt=0)
     k: list[int] = Field(default=[1, 8])  # of pass@k
@@ -206,6 +211,16 @@ class EvaluationConfig(Section):
             if not 1 <= k <= self.num_samples:
                 allowed = f"every k must be between 1 and evaluation.num_samples={self.num_samples}"
                 raise Problem("k", f"pass@{k} cannot be estimated; {allowed}")
+        return self
+
+    @model_validator(mode="after")
+    def _check_names(self) -> Self:
+        for name in self.validation:
+            if name in self.sets:
+                raise Problem(
+                    f"validation.{name}",
+                    "is the name of a test set in evaluation.sets too; give one of the two another",
+                )
         return self
 
 

@@ -3,7 +3,7 @@
 from collections.abc import Callable, Mapping, Sequence
 from dataclasses import asdict, dataclass
 from types import MappingProxyType
-from typing import Any, Protocol
+from typing import Any, Literal, Protocol
 
 from rlvr.config.schema import EvaluationConfig, RewardsConfig
 from rlvr.evaluation.estimators import bootstrap_interval, pass_at_k
@@ -42,6 +42,7 @@ class EvaluationResult:
     mean_length: float  # completion tokens of the samples
     truncated_frac: float
     mean_reward: float | None  # None when no completion has a reward
+    role: Literal["test", "validation"] = "test"  # nothing is chosen by a test set
 
     def to_json(self) -> dict[str, Any]:
         return asdict(self)
@@ -99,7 +100,12 @@ def evaluate_rows(
     return records
 
 
-def summarise(name: str, records: Sequence[PromptRecord], config: EvaluationConfig) -> EvaluationResult:
+def summarise(
+    name: str,
+    records: Sequence[PromptRecord],
+    config: EvaluationConfig,
+    role: Literal["test", "validation"] = "test",
+) -> EvaluationResult:
     """The estimates over all prompts; prompts are the unit of resampling, because samples of one prompt are alike."""
     if not records:
         raise ValueError(f"the evaluation set {name!r} has no prompts")
@@ -120,6 +126,7 @@ def summarise(name: str, records: Sequence[PromptRecord], config: EvaluationConf
         mean_length=sum(lengths) / len(lengths),
         truncated_frac=sum(record.num_truncated for record in records) / len(lengths),
         mean_reward=sum(all_rewards) / len(all_rewards) if all_rewards else None,
+        role=role,
     )
 
 
