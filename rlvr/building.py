@@ -18,6 +18,7 @@ from rlvr.config import LoadedRecipe
 from rlvr.config.schema import DataSource
 from rlvr.data import build_dataset, load_rows
 from rlvr.data.self_check import self_checked
+from rlvr.extrapolation.periodic import PeriodicJumps
 from rlvr.guidance.build import Record, guidance_of
 from rlvr.guidance.tools import Guide, Tools
 from rlvr.model import load_policy, load_tokenizer
@@ -68,7 +69,13 @@ def load_functions(loaded: LoadedRecipe) -> list[RewardFunction]:
     ]
 
 
-def build_trainer(loaded: LoadedRecipe, parts: Parts, callbacks: list[TrainerCallback], record: Record) -> RLVRTrainer:
+def build_trainer(
+    loaded: LoadedRecipe,
+    parts: Parts,
+    callbacks: list[TrainerCallback],
+    record: Record,
+    jumps: PeriodicJumps | None = None,
+) -> RLVRTrainer:
     """The trainer with the policy's weights; `record` is told of hints."""
     trainer = RLVRTrainer(
         load_policy(loaded.recipe.model),
@@ -78,6 +85,7 @@ def build_trainer(loaded: LoadedRecipe, parts: Parts, callbacks: list[TrainerCal
         rewards=loaded.recipe.rewards,
         regularizers=build_regularizers(loaded.regularizers),
         guidance=_guidance(loaded, parts, record),
+        jumps=jumps,
         train_dataset=parts.train_data,
         processing_class=parts.tokenizer,
         callbacks=callbacks,

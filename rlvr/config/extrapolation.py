@@ -6,7 +6,7 @@ from typing import Any, Literal
 
 from pydantic import Field
 
-from rlvr.config.problems import Problem
+from rlvr.config.problems import Problem, shown
 from rlvr.config.section import Section
 
 Moments = Literal["keep", "reset", "rescale"]
@@ -37,6 +37,14 @@ with warnings.catch_warnings():
         def beta(self) -> float:
             """How far a jump goes, in lengths of the way of its phase."""
             return (self.train_steps + self.skip_steps) / self.train_steps
+
+
+def explained_extrapolation() -> str:
+    """The section's paper, how this project departs from it, and the keys with their defaults."""
+    lines = [f"extrapolation: {PAPER}", NOTE, ""]
+    for name, field in ExtrapolationConfig.model_fields.items():
+        lines.append(f"  {name:16} {'required' if field.is_required() else shown(field.default)}")
+    return "\n".join(lines)
 
 
 def check_trainer(config: ExtrapolationConfig, trainer: Mapping[str, Any], world_size: int) -> None:

@@ -278,5 +278,15 @@ class Recipe(Section):
                 )
         return self
 
+    @model_validator(mode="after")
+    def _check_extrapolation(self) -> Self:
+        if self.extrapolation is not None and self.extrapolation.validate and not self.evaluation.validation:
+            raise Problem(
+                "extrapolation.validate",
+                "true needs held-out prompts by which jumps are judged; give evaluation.validation some, or set it to"
+                " false",
+            )
+        return self
+
 
 SHORTHANDS: tuple[type[Section], ...] = (ModelConfig, RewardFunctionConfig, GuidanceConfig)

@@ -6,10 +6,11 @@ from pathlib import Path
 from typing import Any
 
 from accelerate import PartialState
+from rich.console import Console
 from transformers import TrainerCallback, TrainerControl, TrainerState, TrainingArguments
 
 from rlvr.config.schema import EvaluationConfig, RewardsConfig
-from rlvr.evaluation.evaluate import NOTHING, EvaluationResult, Sampler, summarise
+from rlvr.evaluation.evaluate import NOTHING, EvaluationResult, Sampler, mean_pass_rate, summarise
 from rlvr.evaluation.passes import evaluate_sets
 from rlvr.evaluation.sets import EvaluationSets
 from rlvr.verification import RewardFunction
@@ -67,3 +68,18 @@ class EvaluationCallback(TrainerCallback):
             text = json.dumps([result.to_json() for result in results], indent=2)
             (self.folder / f"{moment}.json").write_text(text + "\n")
         return results
+
+    def validate(self, moment: str, console: Console) -> float:
+        """The mean pass@1 on the validation sets, on all ranks and without greedy answers; nothing is written."""
+        assert self.sample is not None
+        records = evaluate_sets(
+            self.sets.validation,
+            self.sample,
+            self.functions,
+            self.rewards,
+            self.config.model_copy(update={"greedy": False}),
+            offers=self.offers,
+            label=lambda name: f"validate {name} {moment}",
+            console=console,
+        )
+        return mean_pass_rate(records)

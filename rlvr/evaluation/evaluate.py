@@ -6,6 +6,7 @@ from types import MappingProxyType
 from typing import Any, Literal, Protocol
 
 from rlvr.config.schema import EvaluationConfig, RewardsConfig
+from rlvr.errors import RewardError
 from rlvr.evaluation.estimators import bootstrap_interval, pass_at_k
 from rlvr.types import Rollouts
 from rlvr.verification import RewardFunction, Verdicts, verify
@@ -128,6 +129,23 @@ def summarise(
         mean_reward=sum(all_rewards) / len(all_rewards) if all_rewards else None,
         role=role,
     )
+
+
+def mean_pass_rate(records: Mapping[str, Sequence[PromptRecord]]) -> float:
+    """The mean over sets of the mean over prompts of pass@1; prompts with a completion without a verdict are left out.
+
+    Raises RewardError for a set of which that leaves nothing.
+    """
+    means = []
+    for name, each in records.items():
+        rates = [sum(o == 1.0 for o in r.outcomes) / len(r.outcomes) for r in each if None not in r.outcomes]
+        if not rates:
+            raise RewardError(
+                f"The verifier gave no prompt of the set {name!r} a verdict on all of its completions; try it by rlvr"
+                " rewards check."
+            )
+        means.append(sum(rates) / len(rates))
+    return sum(means) / len(means)
 
 
 def _estimate(values: Sequence[float], seed: int) -> Estimate:

@@ -73,17 +73,17 @@ class Host:
 class PeriodicJumps(TrainerCallback):
     """Jumps after every `train_steps` steps of a run, the last one included, and remembers where phases start.
 
-    `mean_pass_rate` evaluates the policy on the validation sets, on all processes together and without touching the
-    random numbers of training; a jump after which it is lower is undone.
+    `validate` is told the moment and returns the policy's mean pass@1 on the validation sets, on all processes together
+    and without touching the random numbers of training; a jump after which it is lower is undone.
     """
 
     def __init__(
         self,
         config: ExtrapolationConfig,
         console: Console,
-        mean_pass_rate: Callable[[], float] | None = None,
+        validate: Callable[[str, Console], float] | None = None,
     ) -> None:
-        self.config, self.console, self.mean_pass_rate = config, console, mean_pass_rate
+        self.config, self.console, self._validate = config, console, validate
         self._rules = Rules(tuple(config.copies), (), config.default_copies)
         self._start: dict[str, Tensor] = {}  # on the CPU, this process's shares of the weights that jump
         self._checkpoint: Path | None = None
@@ -141,16 +141,16 @@ class PeriodicJumps(TrainerCallback):
     def on_save(self, args: TrainingArguments, state: TrainerState, control: TrainerControl, **kwargs: Any) -> None:
         """At the start of a phase nothing is written, as the checkpoint's own weights are the start."""
         if state.global_step % self.config.train_steps and (self._weights.is_sharded or args.should_save):
-            folder = Path(args.output_dir) / f"{PREFIX_CHECKPOINT_DIR}-{state.global_step}"
+            folder = Path(str(args.output_dir)) / f"{PREFIX_CHECKPOINT_DIR}-{state.global_step}"
             write_tensors(self.state_dict(), folder / self._start_file())
 
     # ---- a jump -----------------------------------------------------------------------------------------------------
 
     def _end_phase(self, step: int) -> dict[str, float]:
         """Jumps, goes back if that did not help, and begins the next phase; returns the metrics."""
-        before = self.mean_pass_rate() if self.mean_pass_rate else None
+        before = self._validate("before jump", self.console) if self._validate else None
         self._jump()
-        after = self.mean_pass_rate() if self.mean_pass_rate else None
+        after = self._validate("after jump", self.console) if self._validate else None
         metrics = {"extrapolation/jump": 1.0, "extrapolation/beta": self.config.beta, "extrapolation/undone": 0.0}
         if before is not None and after is not None:
             metrics |= {"extrapolation/validation_before": before, "extrapolation/validation_after": after}
