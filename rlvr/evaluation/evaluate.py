@@ -138,7 +138,7 @@ def mean_pass_rate(records: Mapping[str, Sequence[PromptRecord]]) -> float:
     """
     means = []
     for name, each in records.items():
-        rates = [sum(o == 1.0 for o in r.outcomes) / len(r.outcomes) for r in each if None not in r.outcomes]
+        rates = [r.outcomes.count(1.0) / len(r.outcomes) for r in each if None not in r.outcomes]
         if not rates:
             raise RewardError(
                 f"The verifier gave no prompt of the set {name!r} a verdict on all of its completions; try it by rlvr"

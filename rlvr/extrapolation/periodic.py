@@ -129,7 +129,9 @@ class PeriodicJumps(TrainerCallback):
         model, self._optimizer = kwargs["model"], kwargs["optimizer"]
         moving = self._moving_names(self.host.accelerator.unwrap_model(model))
         self._weights: LocalWeights = local_weights(model, self._optimizer, self.host.accelerator)
-        self._start = {name: self._weights.read(name).cpu().clone() for name in self._weights.names() if name in moving}
+        self._start = {
+            name: self._weights.read(name).to("cpu", copy=True) for name in self._weights.names() if name in moving
+        }
         if state.global_step % self.config.train_steps:
             assert self._checkpoint is not None
             self.load_state_dict(read_tensors(self._checkpoint / self._start_file()))
