@@ -49,12 +49,14 @@ def age_first_moments(states: Iterable[Mapping[str, Tensor]], beta1: float, step
 
 def adam_states(states: Mapping[Any, MutableMapping[str, Any]]) -> list[MutableMapping[str, Tensor]]:
     """The states of all tensors of an optimiser. Raises ExtrapolationError unless they are those of torch's Adam."""
-    for state in states.values():
-        if not {"exp_avg", "exp_avg_sq", "step"} <= {name for name, each in state.items() if torch.is_tensor(each)}:
-            raise ExtrapolationError(
-                f"The optimiser keeps {', '.join(state) or 'nothing'} of a tensor, not the moments and step of torch's"
-                " Adam; set extrapolation.moments to 'keep'."
-            )
+    wanted = {"exp_avg", "exp_avg_sq", "step"}
+    kept = [{name for name, each in state.items() if torch.is_tensor(each)} for state in states.values()]
+    if not kept or not all(wanted <= names for names in kept):
+        found = ", ".join(sorted(set().union(*kept))) or "nothing"
+        raise ExtrapolationError(
+            f"The optimiser keeps {found} of a tensor, not the moments and step of torch's Adam; set"
+            " extrapolation.moments to 'keep'."
+        )
     return list(states.values())
 
 

@@ -13,6 +13,7 @@ from rich.console import Console
 from torch import Tensor
 from transformers import TrainerCallback
 
+import rlvr.run  # noqa: F401 - on CPU ranks it lets torch.load read the optimiser's state
 from rlvr.config.extrapolation import ExtrapolationConfig
 from rlvr.extrapolation.periodic import PeriodicJumps
 from rlvr.trainer import RLVRTrainer
@@ -32,18 +33,26 @@ CASES: dict[str, tuple[dict[str, Any] | None, list[float], dict[str, Any]]] = {
 }
 # The same in bfloat16 under ZeRO, whose float32 weights are apart from those of the model.
 BF16_CASES = {
-    f"{name}_bf16": (settings, rates, more | {"bf16": True}) for name, (settings, rates, more) in CASES.items()
+    f"{name}_bf16": (settings, rates, more | {"bf16": True})
+    for name, (settings, rates, more) in CASES.items()
+    if name in ("reset", "plain")
 }
 ALL_CASES = CASES | BF16_CASES
 
 
 class FullPrecision(TrainerCallback):
-    """Notes, after each step and what it ended, the weights of the optimiser."""
+    """Notes the weights of the optimiser, before the first step and after each with what it ended."""
 
     def __init__(self) -> None:
         self.found: list[dict[str, Tensor]] = []
 
+    def on_train_begin(self, args: Any, state: Any, control: Any, model: torch.nn.Module, **_: Any) -> None:
+        self._note(model)
+
     def on_step_end(self, args: Any, state: Any, control: Any, model: torch.nn.Module, **_: Any) -> None:
+        self._note(model)
+
+    def _note(self, model: torch.nn.Module) -> None:
         from deepspeed.utils import safe_get_full_fp32_param
 
         self.found.append({name: safe_get_full_fp32_param(p).clone() for name, p in model.named_parameters()})
