@@ -118,11 +118,11 @@ def test_weights_of_the_optimiser_jump_and_the_model_has_them_rounded(
     engine: str, request: pytest.FixtureRequest
 ) -> None:
     folder: Path = request.getfixturevalue(engine)
-    plain, jumped = (torch.load(folder / f"{case}_bf16" / "full_precision.pt") for case in ("plain", "reset"))
+    plain, jumped = (torch.load(folder / f"{case}_bf16" / "full_precision.pt") for case in ("plain", "jump"))
     start, _, reached = plain
     for name, end in reached.items():
         expected = start[name] + BETA * (end - start[name]) if moves(name) else end
         torch.testing.assert_close(jumped[2][name], expected, rtol=1e-5, atol=1e-6, msg=lambda m, n=name: f"{n}: {m}")
-    for name, value in weights(folder, "reset_bf16").items():
+    for name, value in weights(folder, "jump_bf16").items():
         assert value.dtype == torch.bfloat16
         assert torch.equal(value, jumped[-1][name].bfloat16()), name
