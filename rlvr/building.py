@@ -18,6 +18,7 @@ from rlvr.config import LoadedRecipe
 from rlvr.config.schema import DataSource
 from rlvr.data import build_dataset, load_rows
 from rlvr.data.self_check import self_checked
+from rlvr.extrapolation.periodic import PeriodicJumps
 from rlvr.guidance.build import Record, guidance_of
 from rlvr.guidance.tools import Guide, Tools
 from rlvr.model import load_policy, load_tokenizer
@@ -56,14 +57,25 @@ def load_parts(loaded: LoadedRecipe, console: Console) -> Parts:
     rows = load_rows(source, loaded.base_dir, "data.train")
     data = build_dataset(rows, loaded.recipe.data, tokenizer, f"data.train: {source.dataset}")
     num_rows = len(rows) if source.limit is None else sys.maxsize  # how many there are beyond the limit is not known
-    functions = [
-        RewardFunction(config.label, config.weight, load_reward(config.use, config.args, loaded.base_dir), config.clip)
-        for config in loaded.recipe.rewards.functions
-    ]
+    functions = load_functions(loaded)
     return Parts(tokenizer, functions, self_checked(data, functions, loaded.recipe, console), num_rows)
 
 
-def build_trainer(loaded: LoadedRecipe, parts: Parts, callbacks: list[TrainerCallback], record: Record) -> RLVRTrainer:
+def load_functions(loaded: LoadedRecipe) -> list[RewardFunction]:
+    """The recipe's reward functions. Raises UserError for one that cannot be loaded."""
+    return [
+        RewardFunction(config.label, config.weight, load_reward(config.use, config.args, loaded.base_dir), config.clip)
+        for config in loaded.recipe.rewards.functions
+    ]
+
+
+def build_trainer(
+    loaded: LoadedRecipe,
+    parts: Parts,
+    callbacks: list[TrainerCallback],
+    record: Record,
+    jumps: PeriodicJumps | None = None,
+) -> RLVRTrainer:
     """The trainer with the policy's weights; `record` is told of hints."""
     trainer = RLVRTrainer(
         load_policy(loaded.recipe.model),
@@ -73,6 +85,7 @@ def build_trainer(loaded: LoadedRecipe, parts: Parts, callbacks: list[TrainerCal
         rewards=loaded.recipe.rewards,
         regularizers=build_regularizers(loaded.regularizers),
         guidance=_guidance(loaded, parts, record),
+        jumps=jumps,
         train_dataset=parts.train_data,
         processing_class=parts.tokenizer,
         callbacks=callbacks,

@@ -10,6 +10,7 @@ from rich.console import Console
 
 from rlvr.command_errors import user_errors
 from rlvr.config import PRESETS, load_recipe, resolved_yaml
+from rlvr.config.extrapolation import explained_extrapolation
 from rlvr.config.problems import nearest
 from rlvr.errors import RecipeError, UserError
 from rlvr.extrapolation.commands import extrapolate_app
@@ -72,9 +73,12 @@ def validate(
 
 
 @recipes_app.command()
-def explain(preset: Annotated[str, typer.Argument(help="a preset, such as dapo")]) -> None:
+def explain(preset: Annotated[str, typer.Argument(help="a preset, such as dapo, or extrapolation")]) -> None:
     """Print the switches that a preset sets, its paper, and where it departs from the authors."""
     with user_errors():
+        if preset == "extrapolation":
+            typer.echo(explained_extrapolation())
+            return
         if preset not in PRESETS:
             raise RecipeError(f"unknown preset {preset!r}; {nearest(preset, PRESETS, 'presets are')}")
         switches, plain = asdict(PRESETS[preset]), asdict(PRESETS["grpo"])

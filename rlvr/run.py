@@ -19,10 +19,13 @@ from transformers import (
 from transformers.utils.logging import disable_progress_bar
 
 from rlvr import run_directory
-from rlvr.building import HintRecord, build_trainer, load_parts, read_dataset, trainer_arguments
+from rlvr.building import HintRecord, build_trainer, load_parts, trainer_arguments
 from rlvr.config import LoadedRecipe
+from rlvr.config.extrapolation import ExtrapolationConfig
 from rlvr.errors import RunAborted, UserError
 from rlvr.evaluation.callback import EvaluationCallback
+from rlvr.evaluation.sets import load_sets
+from rlvr.extrapolation.periodic import PeriodicJumps
 from rlvr.reporting.console import ProgressCallback, comparison_table
 from rlvr.reporting.recorder import RecorderCallback, draw_learning_curve, read_metrics
 
@@ -47,19 +50,16 @@ def run_recipe(loaded: LoadedRecipe, resume: bool) -> Path:
     disable_progress_bar()  # transformers draws one per weight file, across our own
     console = Console(quiet=not state.is_main_process)
     parts = load_parts(loaded, console)
-    sets = {
-        name: read_dataset(loaded, source, parts.tokenizer, f"evaluation.sets.{name}")
-        for name, source in loaded.recipe.evaluation.sets.items()
-    }
+    sets = load_sets(loaded, parts.tokenizer)
     evaluation = EvaluationCallback(
         sets, loaded.recipe.evaluation, parts.functions, loaded.recipe.rewards, loaded.output_dir / "evaluations"
     )
     recorder = RecorderCallback(loaded.output_dir, loaded.recipe.report.completions_every)
     interrupt = InterruptCallback(console)
     hints = HintRecord(loaded.output_dir / "hints.jsonl", state.is_main_process)
-    trainer = build_trainer(loaded, parts, [evaluation, ProgressCallback(console), recorder, interrupt], hints)
-    evaluation.sample, evaluation.accelerator = trainer.sample, trainer.accelerator
-    evaluation.offers = trainer.offers
+    jumps = periodic_jumps(loaded.recipe.extrapolation, evaluation, console)
+    trainer = build_trainer(loaded, parts, [evaluation, ProgressCallback(console), recorder, interrupt], hints, jumps)
+    evaluation.sample, evaluation.offers = trainer.sample, trainer.offers
     recorder.latest_completions = lambda: trainer.latest_completions
     if state.is_main_process and not resume:
         run_directory.record_start(loaded, state.num_processes)
@@ -77,6 +77,15 @@ def run_recipe(loaded: LoadedRecipe, resume: bool) -> Path:
         _conclude(loaded, policy_dir, console)
     state.wait_for_everyone()
     return policy_dir
+
+
+def periodic_jumps(
+    config: ExtrapolationConfig | None, evaluation: EvaluationCallback, console: Console
+) -> PeriodicJumps | None:
+    """The jumps of the recipe, judged by the evaluation's validation sets if it says so; None where it has none."""
+    if config is None:
+        return None
+    return PeriodicJumps(config, console, evaluation.validate if config.validate else None)
 
 
 def _prepare_trackers(loaded: LoadedRecipe) -> None:

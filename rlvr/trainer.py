@@ -5,7 +5,6 @@ TRL keeps loading, engines, data loading, checkpoints and logging; the step itse
     rollout -> verify -> guide -> advantage -> loss
 """
 
-import json
 import time
 from collections import defaultdict
 from collections.abc import Callable, Iterator, Mapping, Sequence
@@ -36,10 +35,11 @@ from rlvr.batching import (
 from rlvr.config import Algorithm
 from rlvr.config.schema import RewardsConfig
 from rlvr.errors import RecipeError
+from rlvr.extrapolation.periodic import Host, PeriodicJumps
 from rlvr.frozen import FrozenPass
 from rlvr.gathering import gather_ragged, gather_table
 from rlvr.guidance.shaping import with_shaped_ratios
-from rlvr.guidance.tools import Guide, Tools
+from rlvr.guidance.tools import Guide, Tools, encoded
 from rlvr.objectives.aggregation import Denominator
 from rlvr.objectives.group_filter import build_group_filter
 from rlvr.objectives.objective import finish_metrics, objective
@@ -47,6 +47,7 @@ from rlvr.objectives.regularizers import Regularizer, all_needs
 from rlvr.objectives.regularizers.step import prepare_step, step_tokens
 from rlvr.objectives.reward_kl import reward_penalties
 from rlvr.ops.support import SupportLogprobs
+from rlvr.plugins import load_plugins, save_plugins
 from rlvr.policy import attach_token_stats, read_completions
 from rlvr.policy_scorer import PolicyScorer, scorer_offer
 from rlvr.reporting.completions import completions_table
@@ -58,8 +59,6 @@ from rlvr.rollout.temperature import sampling_at
 from rlvr.seeds import derived_seed
 from rlvr.types import Microbatch, Rollouts, ScoredRollouts, TrainRow
 from rlvr.verification import RewardFunction, Verdicts, check_unscorable, verify
-
-PLUGINS_FILE = "plugins.json"  # in a checkpoint: what regularisers, the group filter and guidance remember
 
 
 class RLVRTrainer(GRPOTrainer):
@@ -79,6 +78,7 @@ class RLVRTrainer(GRPOTrainer):
         rewards: RewardsConfig,
         regularizers: Sequence[Regularizer] = (),
         guidance: Callable[[Tools], Guide] | None = None,
+        jumps: PeriodicJumps | None = None,
         train_dataset: Dataset,
         processing_class: PreTrainedTokenizerBase,
         callbacks: list[TrainerCallback] | None = None,
@@ -124,6 +124,10 @@ class RLVRTrainer(GRPOTrainer):
         others = {"group_filter": self.group_filter, "guidance": self.guidance}
         self._plugins: dict[str, Any] = {each.name: each for each in self.regularizers}
         self._plugins |= {name: each for name, each in others.items() if each is not None}
+        self.jumps = jumps
+        if jumps is not None:
+            jumps.attach(Host(self.accelerator, self._record, self._forget_rollouts), self.model)
+            self.add_callback(jumps)
 
     # ---- the step ---------------------------------------------------------------------------------------------------
 
@@ -191,13 +195,8 @@ class RLVRTrainer(GRPOTrainer):
         rows = [TrainRow(context, completion, mask, 0.0) for context, completion, mask in columns]
         logprobs = self._frozen.logprobs(self.model, rows)
         masks = [torch.tensor(mask, device=self.accelerator.device) for mask in loss_masks]
-        return reward_penalties(
-            logprobs,
-            self._ref_logprobs(rows),
-            masks,
-            estimator=algorithm.kl_estimator,
-            coef=algorithm.kl_coef,
-        )
+        references = self._ref_logprobs(rows)
+        return reward_penalties(logprobs, references, masks, estimator=algorithm.kl_estimator, coef=algorithm.kl_coef)
 
     def advantages(self, scored: ScoredRollouts, penalties: Sequence[Tensor] = ()) -> list[float] | list[Tensor]:
         """Advantages of this rank's completions, or [T] of their tokens; statistics are of all ranks."""
@@ -283,15 +282,19 @@ class RLVRTrainer(GRPOTrainer):
         super()._save_checkpoint(model, trial)
         if self.args.should_save:
             folder = Path(self._get_output_dir(trial=trial)) / f"{PREFIX_CHECKPOINT_DIR}-{self.state.global_step}"
-            states = {name: each.state_dict() for name, each in self._plugins.items()}
-            (folder / PLUGINS_FILE).write_text(json.dumps(states) + "\n")
+            save_plugins(folder, self._plugins)
 
     def _load_optimizer_and_scheduler(self, checkpoint: str | None) -> None:
         super()._load_optimizer_and_scheduler(checkpoint)
-        if checkpoint is not None and self._plugins:
-            states = json.loads((Path(checkpoint) / PLUGINS_FILE).read_text())
-            for name, each in self._plugins.items():
-                each.load_state_dict(states[name])
+        if checkpoint is not None:
+            load_plugins(Path(checkpoint), self._plugins)
+            if self.jumps is not None:
+                self.jumps.resume_from(Path(checkpoint))
+
+    def _forget_rollouts(self) -> None:
+        """After the weights were replaced: the next step samples anew, from an engine that is given them."""
+        self._buffered_inputs = None
+        self._last_loaded_step = -1  # by which TRL knows what weights vLLM has
 
     # ---- sampling for evaluation ------------------------------------------------------------------------------------
 
@@ -311,7 +314,7 @@ class RLVRTrainer(GRPOTrainer):
             self._sample_apart,
             self._verdicts,
             count_tokens=lambda prompt: len(self._tokenize_prompts([prompt])[0][0]),
-            encode=self._encoded,
+            encode=partial(encoded, self._tokenizer, self.max_completion_length),
             scorer=self.scorer,
         )
 
@@ -323,12 +326,6 @@ class RLVRTrainer(GRPOTrainer):
             return entries(self.rollout([{"prompt": prompt, "prompt_id": 0} for prompt in prompts]))
         finally:
             self._metrics["train"], self.num_generations = kept
-
-    def _encoded(self, completion: str) -> list[int] | None:
-        """The tokens of a completion and its end; None if they are more than may be sampled."""
-        ids: list[int] = self._tokenizer(completion, add_special_tokens=False)["input_ids"]
-        ids = [*ids, self._tokenizer.eos_token_id]
-        return ids if len(ids) <= self.max_completion_length else None
 
     # ---- helpers ----------------------------------------------------------------------------------------------------
 

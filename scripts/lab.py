@@ -23,6 +23,7 @@ import trl
 from rich.console import Console
 from rich.progress import BarColumn, MofNCompleteColumn, Progress, TextColumn, TimeRemainingColumn
 
+from rlvr.reporting.console import is_test
 from rlvr.reporting.recorder import read_metrics
 
 ROOT = Path(__file__).resolve().parents[1]
@@ -54,8 +55,8 @@ def train_all(recipes: Sequence[Path], seeds: Sequence[int], runs: Path, jobs: i
 
 
 def estimates(path: Path) -> dict[str, Any]:
-    """pass@k and greedy with intervals, by held-out set."""
-    return {each["name"]: each["estimates"] for each in json.loads(path.read_text())}
+    """pass@k and greedy with intervals, by test set."""
+    return {each["name"]: each["estimates"] for each in json.loads(path.read_text()) if is_test(each)}
 
 
 def facts_of(folder: Path) -> dict[str, Any]:
@@ -73,13 +74,7 @@ def facts_of(folder: Path) -> dict[str, Any]:
             for name in (ENTROPY, "outcome/pass_rate", *own)
             if (values := [record[name] for record in last if record.get(name) is not None])
         },
-        **{
-            moment: {
-                each["name"]: each["estimates"]
-                for each in json.loads((folder / "evaluations" / f"{moment}.json").read_text())
-            }
-            for moment in ("before", "after")
-        },
+        **{moment: estimates(folder / "evaluations" / f"{moment}.json") for moment in ("before", "after")},
     }
 
 

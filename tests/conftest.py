@@ -18,6 +18,7 @@ from trl import GRPOConfig
 from rlvr.config.presets import PRESETS
 from rlvr.config.regularizers import RegularizersConfig
 from rlvr.config.schema import AlgorithmConfig, RewardsConfig
+from rlvr.extrapolation.periodic import PeriodicJumps
 from rlvr.guidance.tools import Guide, Tools
 from rlvr.objectives.regularizers import build_regularizers
 from rlvr.trainer import RLVRTrainer
@@ -121,6 +122,7 @@ def make_trainer(tmp_path: Path) -> MakeTrainer:
         algorithm: dict[str, Any] | None = None,
         regularizers: dict[str, Any] | None = None,
         guidance: Callable[[Tools], Guide] | None = None,
+        jumps: PeriodicJumps | None = None,
         **changes: Any,
     ) -> RLVRTrainer:
         assert preset in PRESETS
@@ -132,6 +134,7 @@ def make_trainer(tmp_path: Path) -> MakeTrainer:
             rewards=RewardsConfig.model_validate({"functions": [{"use": "exact", "name": "reward"}]}),
             regularizers=build_regularizers(RegularizersConfig.model_validate(regularizers or {})),
             guidance=guidance,
+            jumps=jumps,
             train_dataset=dataset or letter_dataset(),
             processing_class=tiny_tokenizer(),
         )

@@ -1,6 +1,7 @@
 """Reads recipes: YAML, then overrides, then validation, then every default written out."""
 
 import difflib
+import os
 import re
 from collections.abc import Sequence
 from copy import copy
@@ -11,6 +12,7 @@ from typing import Any
 import yaml
 from pydantic import ValidationError
 
+from rlvr.config.extrapolation import check_trainer
 from rlvr.config.presets import PRESETS, Algorithm
 from rlvr.config.problems import Problem, dotted, first_problem, model_at, shown
 from rlvr.config.regularizers import RegularizersConfig
@@ -80,7 +82,8 @@ def resolved_yaml(loaded: LoadedRecipe) -> str:
         file, colon, name = function.use.rpartition(":")
         use = _anchored(file, loaded.base_dir) + colon + name if file.endswith(".py") else function.use
         dumped |= {"name": function.label, "use": use}
-    for source in (content["data"]["train"], *content["evaluation"]["sets"].values()):
+    held_out = content["evaluation"]["sets"] | content["evaluation"]["validation"]
+    for source in (content["data"]["train"], *held_out.values()):
         if source["dataset"].endswith(LOCAL_SUFFIXES):
             source["dataset"] = _anchored(source["dataset"], loaded.base_dir)
     if content["guidance"] is not None:
@@ -98,9 +101,15 @@ def _anchored(file: str, base_dir: Path) -> str:
 
 def _trainer(recipe: Recipe, path: Path) -> dict[str, Any]:
     try:
-        return merged_trainer(recipe.trainer, default_output_dir=f"runs/{path.stem}")
+        trainer = merged_trainer(recipe.trainer, default_output_dir=f"runs/{path.stem}")
     except Problem as problem:
         raise Problem(dotted("trainer", problem.key), problem.text) from problem
+    if recipe.extrapolation is not None:
+        try:
+            check_trainer(recipe.extrapolation, trainer, int(os.environ.get("WORLD_SIZE", "1")))
+        except Problem as problem:
+            raise Problem(dotted("extrapolation", problem.key), problem.text) from problem
+    return trainer
 
 
 def _regularizers(recipe: Recipe) -> RegularizersConfig:

@@ -10,6 +10,7 @@ from typing import Any, Literal, Self
 
 from pydantic import Field, field_validator, model_validator
 
+from rlvr.config.extrapolation import ExtrapolationConfig
 from rlvr.config.guidance import GuidanceConfig
 from rlvr.config.presets import (
     PRESETS,
@@ -189,9 +190,14 @@ class AlgorithmConfig(Section):
 
 
 class EvaluationConfig(Section):
-    """What is measured, on which held-out sets."""
+    """What is measured, on which held-out sets.
+
+    `sets` are test sets: they are reported, and nothing is ever chosen by them. Whatever chooses, such as the search
+    for alpha, reads `validation`. No prompt may be in both, which is checked once the rows are loaded.
+    """
 
     sets: dict[str, DataSource] = Field(default={})
+    validation: dict[str, DataSource] = Field(default={})
     num_samples: int = Field(default=8, ge=1)  # completions per prompt
     temperature: float = Field(default=1.0, gt=0)
     k: list[int] = Field(default=[1, 8])  # of pass@k
@@ -205,6 +211,16 @@ class EvaluationConfig(Section):
             if not 1 <= k <= self.num_samples:
                 allowed = f"every k must be between 1 and evaluation.num_samples={self.num_samples}"
                 raise Problem("k", f"pass@{k} cannot be estimated; {allowed}")
+        return self
+
+    @model_validator(mode="after")
+    def _check_names(self) -> Self:
+        for name in self.validation:
+            if name in self.sets:
+                raise Problem(
+                    f"validation.{name}",
+                    "is the name of a test set in evaluation.sets too; give one of the two another",
+                )
         return self
 
 
@@ -235,6 +251,7 @@ class Recipe(Section):
     algorithm: AlgorithmConfig = AlgorithmConfig()
     regularizers: RegularizersConfig = RegularizersConfig()
     guidance: GuidanceConfig | None = None
+    extrapolation: ExtrapolationConfig | None = None
     trainer: dict[str, Any] = Field(default={})
     evaluation: EvaluationConfig = EvaluationConfig()
     report: ReportConfig = ReportConfig()
@@ -259,6 +276,16 @@ class Recipe(Section):
                     f"{rule!r} is biased under trainer.{name}={value}: the engine reports probabilities of the kept"
                     f" tokens only; set trainer.{name} to {neutral} or algorithm.mismatch to 'none'",
                 )
+        return self
+
+    @model_validator(mode="after")
+    def _check_extrapolation(self) -> Self:
+        if self.extrapolation is not None and self.extrapolation.validate and not self.evaluation.validation:
+            raise Problem(
+                "extrapolation.validate",
+                "true needs held-out prompts by which jumps are judged; give evaluation.validation some, or set it to"
+                " false",
+            )
         return self
 
 

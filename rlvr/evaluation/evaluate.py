@@ -3,9 +3,10 @@
 from collections.abc import Callable, Mapping, Sequence
 from dataclasses import asdict, dataclass
 from types import MappingProxyType
-from typing import Any, Protocol
+from typing import Any, Literal, Protocol
 
 from rlvr.config.schema import EvaluationConfig, RewardsConfig
+from rlvr.errors import RewardError
 from rlvr.evaluation.estimators import bootstrap_interval, pass_at_k
 from rlvr.types import Rollouts
 from rlvr.verification import RewardFunction, Verdicts, verify
@@ -42,6 +43,7 @@ class EvaluationResult:
     mean_length: float  # completion tokens of the samples
     truncated_frac: float
     mean_reward: float | None  # None when no completion has a reward
+    role: Literal["test", "validation"] = "test"  # nothing is chosen by a test set
 
     def to_json(self) -> dict[str, Any]:
         return asdict(self)
@@ -99,7 +101,12 @@ def evaluate_rows(
     return records
 
 
-def summarise(name: str, records: Sequence[PromptRecord], config: EvaluationConfig) -> EvaluationResult:
+def summarise(
+    name: str,
+    records: Sequence[PromptRecord],
+    config: EvaluationConfig,
+    role: Literal["test", "validation"] = "test",
+) -> EvaluationResult:
     """The estimates over all prompts; prompts are the unit of resampling, because samples of one prompt are alike."""
     if not records:
         raise ValueError(f"the evaluation set {name!r} has no prompts")
@@ -120,7 +127,25 @@ def summarise(name: str, records: Sequence[PromptRecord], config: EvaluationConf
         mean_length=sum(lengths) / len(lengths),
         truncated_frac=sum(record.num_truncated for record in records) / len(lengths),
         mean_reward=sum(all_rewards) / len(all_rewards) if all_rewards else None,
+        role=role,
     )
+
+
+def mean_pass_rate(records: Mapping[str, Sequence[PromptRecord]]) -> float:
+    """The mean over sets of the mean over prompts of pass@1; prompts with a completion without a verdict are left out.
+
+    Raises RewardError for a set of which that leaves nothing.
+    """
+    means = []
+    for name, each in records.items():
+        rates = [r.outcomes.count(1.0) / len(r.outcomes) for r in each if None not in r.outcomes]
+        if not rates:
+            raise RewardError(
+                f"The verifier gave no prompt of the set {name!r} a verdict on all of its completions; try it by rlvr"
+                " rewards check."
+            )
+        means.append(sum(rates) / len(rates))
+    return sum(means) / len(means)
 
 
 def _estimate(values: Sequence[float], seed: int) -> Estimate:

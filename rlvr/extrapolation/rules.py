@@ -4,6 +4,8 @@ from collections.abc import Collection, Mapping
 from dataclasses import dataclass
 from fnmatch import fnmatchcase
 
+import torch
+
 from rlvr.errors import ExtrapolationError
 from rlvr.extrapolation.view import TensorInfo, WeightView
 
@@ -47,17 +49,24 @@ def treatments(tuned: WeightView, rules: Rules) -> dict[str, Treatment]:
     names = {name: [name] for name in tuned.names()}
     for alias, name in tuned.aliases().items():
         names[name].append(alias)
+    return treatments_of(names, {name: tuned.info(name).dtype for name in names}, rules, str(tuned.path))
+
+
+def treatments_of(
+    names: Mapping[str, Collection[str]], dtypes: Mapping[str, torch.dtype], rules: Rules, holder: str
+) -> dict[str, Treatment]:
+    """The same for tensors with all of their names, by the first of these; `holder` is what errors say has them."""
     for pattern in (*rules.copies, *(pattern for pattern, _ in rules.alphas)):
         if not any(_matches(each, pattern) for each in names.values()):
             raise ExtrapolationError(
-                f"The pattern {pattern!r} matches none of the {len(names)} tensors of {tuned.path}, such as"
+                f"The pattern {pattern!r} matches none of the {len(names)} tensors of {holder}, such as"
                 f" {next(iter(names), 'none at all')}; correct it, with * for any characters."
             )
-    return {name: _treatment(each, tuned.info(name), rules) for name, each in names.items()}
+    return {name: _treatment(each, dtypes[name], rules) for name, each in names.items()}
 
 
-def _treatment(names: Collection[str], info: TensorInfo, rules: Rules) -> Treatment:
-    if not (info.dtype.is_floating_point or info.dtype.is_complex):
+def _treatment(names: Collection[str], dtype: torch.dtype, rules: Rules) -> Treatment:
+    if not (dtype.is_floating_point or dtype.is_complex):
         return Treatment(INTEGERS, copied=True)
     for pattern, alpha in rules.alphas:
         if _matches(names, pattern):

@@ -5,6 +5,7 @@ from dataclasses import dataclass
 from typing import Any, Protocol
 
 from accelerate import Accelerator
+from transformers import PreTrainedTokenizerBase
 
 from rewards._scorer import TokenScorer
 from rlvr.config.guidance import GuidanceConfig
@@ -80,3 +81,10 @@ def columns_of(rows: Sequence[Any]) -> dict[str, list[Any]]:
     """Rows of one data set, column by column."""
     names = rows[0] if rows else ()
     return {name: [row[name] for row in rows] for name in names}
+
+
+def encoded(tokenizer: PreTrainedTokenizerBase, max_tokens: int, completion: str) -> list[int] | None:
+    """The tokens of a completion and its end; None if they are more than `max_tokens`, which may be sampled."""
+    ids: list[int] = tokenizer(completion, add_special_tokens=False)["input_ids"]
+    ids = [*ids, tokenizer.eos_token_id]
+    return ids if len(ids) <= max_tokens else None

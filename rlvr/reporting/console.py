@@ -89,14 +89,20 @@ def comparison_table(before: Sequence[Mapping[str, Any]], after: Sequence[Mappin
     for heading in ("before", "after", "change"):
         table.add_column(heading, justify="right", no_wrap=True)
     for old, new in zip(before, after, strict=True):
+        name = old["name"] if is_test(old) else f"{old['name']} (validation)"
         for metric, start in old["estimates"].items():
             end = new["estimates"][metric]
             change = f"{end['value'] - start['value']:+.3f}"
-            table.add_row(f"{old['name']} {metric}", _interval(start), _interval(end), change)
+            table.add_row(f"{name} {metric}", _interval(start), _interval(end), change)
         for metric, label in (("mean_length", "tokens"), ("truncated_frac", "truncated")):
             change = f"{new[metric] - old[metric]:+.2f}"
-            table.add_row(f"{old['name']} {label}", f"{old[metric]:.2f}", f"{new[metric]:.2f}", change)
+            table.add_row(f"{name} {label}", f"{old[metric]:.2f}", f"{new[metric]:.2f}", change)
     return table
+
+
+def is_test(result: Mapping[str, Any]) -> bool:
+    """Whether an entry of `evaluations/*.json` is of a test set; those of older runs all are."""
+    return result.get("role", "test") == "test"
 
 
 def _interval(estimate: Mapping[str, float]) -> str:

@@ -9,6 +9,7 @@ from typing import Any
 from transformers import TrainerCallback, TrainerControl, TrainerState, TrainingArguments
 
 from rlvr.reporting.completions import write_completions
+from rlvr.reporting.console import is_test
 
 HELD_OUT = "held-out pass@1, 95% interval"
 
@@ -79,12 +80,12 @@ def draw_learning_curve(
         axis.set(title=title, xlabel="optimiser step")
         axis.grid(alpha=0.3)
     for results, step in ((before, 0), (after, steps[-1])):
-        for result in results:
+        for result in filter(is_test, results):
             point = result["estimates"]["pass@1"]
             error = [[point["value"] - point["low"]], [point["high"] - point["value"]]]
             axes[0].errorbar([step], [point["value"]], yerr=error, fmt="o", color="black", capsize=4, label=HELD_OUT)
     axes[0].set(ylim=(0, 1))
-    if after:
+    if any(map(is_test, after)):
         handles, labels = axes[0].get_legend_handles_labels()
         axes[0].legend(handles[:1], labels[:1], loc="lower right", frameon=False)
     figure.savefig(path, dpi=120)

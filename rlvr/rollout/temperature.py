@@ -2,9 +2,17 @@
 
 from collections.abc import Iterator
 from contextlib import contextmanager
+from typing import Any
 
 from transformers import GenerationConfig
 from trl.trainer.grpo_trainer import GRPOTrainer
+
+
+def evaluation_options(temperature: float) -> dict[str, Any]:
+    """What of a run's generation settings differs at `temperature`; at 0 nothing is drawn, so nothing is left out."""
+    if temperature > 0:
+        return {"do_sample": True, "temperature": temperature}
+    return {"do_sample": False, "temperature": None, "top_p": None, "top_k": None, "min_p": None}
 
 
 @contextmanager
@@ -19,10 +27,7 @@ def sampling_at(trainer: GRPOTrainer, temperature: float) -> Iterator[None]:
             engine.temperature = kept
         return
     kept_kwargs, kept_config = trainer.generation_kwargs, trainer.generation_config
-    options = {"do_sample": True, "temperature": temperature} if temperature > 0 else {"do_sample": False}
-    trainer.generation_kwargs = kept_kwargs | options
-    if temperature == 0:
-        trainer.generation_kwargs |= {"temperature": None, "top_p": None, "top_k": None, "min_p": None}
+    trainer.generation_kwargs = kept_kwargs | evaluation_options(temperature)
     trainer.generation_config = GenerationConfig(**trainer.generation_kwargs, disable_compile=True)
     try:
         yield

@@ -12,6 +12,7 @@ from rewards._scorer import TokenScorer
 from rlvr.config import PRESETS
 from rlvr.config.regularizers import RegularizersConfig
 from rlvr.config.schema import AlgorithmConfig, RewardsConfig
+from rlvr.extrapolation.periodic import PeriodicJumps
 from rlvr.objectives.group_filter import StdFilter
 from rlvr.objectives.regularizers import build_regularizers
 from rlvr.trainer import RLVRTrainer
@@ -87,6 +88,7 @@ def one_step_trainer(
     model: PreTrainedModel,
     regularizers: Mapping[str, Any] | None = None,
     reward: Callable[..., Any] = score_reward,
+    jumps: PeriodicJumps | None = None,
     **changes: Any,
 ) -> RLVRTrainer:
     """A trainer on the fixed rollouts, for one optimiser step of all of them unless `changes` says otherwise."""
@@ -99,6 +101,7 @@ def one_step_trainer(
         reward_functions=[RewardFunction("score", 1.0, reward)],
         rewards=RewardsConfig.model_validate({"functions": [{"use": "exact", "name": "score"}]}),
         regularizers=build_regularizers(RegularizersConfig.model_validate(regularizers or {})),
+        jumps=jumps,
         train_dataset=letter_dataset(),
         processing_class=tiny_tokenizer(),
     )

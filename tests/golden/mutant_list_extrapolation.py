@@ -3,7 +3,7 @@
 OPERATIONS, RULES = "extrapolation/operations.py", "extrapolation/rules.py"
 SOURCES, WRITING = "extrapolation/sources.py", "extrapolation/writing.py"
 FILE, FOLDER = "extrapolation/safetensors_file.py", "extrapolation/output_folder.py"
-RUNNING = "extrapolation/running.py"
+RUNNING, PERIODIC = "extrapolation/running.py", "extrapolation/periodic.py"
 
 GOLDEN = ("tests/golden/test_extrapolation.py",)
 FILES = ("tests/unit/test_extrapolation_writing.py", "tests/unit/test_extrapolation_failures.py")
@@ -15,6 +15,7 @@ EXTRAPOLATION_TESTS = {
     FILE: FILES,
     FOLDER: FILES,
     RUNNING: ("tests/unit/test_extrapolation_commands.py",),
+    PERIODIC: ("tests/unit/test_periodic_jumps.py",),
 }
 
 # (file under rlvr/, old text, new text, description)
@@ -70,7 +71,7 @@ EXTRAPOLATION_FAULTS: tuple[tuple[str, str, str, str], ...] = (
     (RULES, "[name.lower() for name in names]", "names", "rules: case of norms"),
     (RULES, "names[name].append(alias)", "pass", "rules: aliases are not matched"),
     (RULES, '    ("embeddings", ("*embed*", "*wte*", "*wpe*")),\n', "", "rules: embeddings extrapolated"),
-    (RULES, "if not (info.dtype.is_floating_point or info.dtype.is_complex):", "if False:", "rules: integers moved"),
+    (RULES, "if not (dtype.is_floating_point or dtype.is_complex):", "if False:", "rules: integers moved"),
     (SOURCES, "extra = [name for name in other.names() if name not in found]", "extra = []", "sources: extra tensors"),
     (SOURCES, "if not _equal(other, name, found[tied[name]]):", "if False:", "sources: untied base passes"),
     (SOURCES, 'else aliases.get(name, "")', 'else ""', "sources: aliases of the base"),
@@ -100,5 +101,29 @@ EXTRAPOLATION_FAULTS: tuple[tuple[str, str, str, str], ...] = (
         "sorted(zip(steps, views, strict=True), key=lambda pair: pair[0])",
         "zip(steps, views, strict=True)",
         "order",
+    ),
+    (PERIODIC, "extrapolate(start.to(end.device), end,", "extrapolate(end, start.to(end.device),", "jump: backwards"),
+    (PERIODIC, "if not treatment.copied}", "}", "jump: rules ignored"),
+    (PERIODIC, "mul_(beta1**steps)", "mul_(beta1)", "moments: aged by one step"),
+    (PERIODIC, '("exp_avg", "exp_avg_sq", "step")', '("exp_avg", "exp_avg_sq")', "moments: step not reset"),
+    (
+        PERIODIC,
+        "        for name, start in self._start.items():\n            start.copy_(self._weights.read(name))\n",
+        "",
+        "jump: next phase starts before it",
+    ),
+    (
+        PERIODIC,
+        "            start.copy_(end)\n            self._weights.write(name, reached)\n",
+        "            self._weights.write(name, reached)\n",
+        "undo: back to the start of the phase",
+    ),
+    (PERIODIC, "if after < before:", "if after <= before:", "undo: as good is undone"),
+    (PERIODIC, "self.load_state_dict(read_tensors(", "(lambda _: None)(read_tensors(", "resume: start not restored"),
+    (
+        PERIODIC,
+        "        self._weights.publish()\n        self.host.forget_rollouts()\n\n    def _go_back",
+        "        self._weights.publish()\n\n    def _go_back",
+        "jump: rollouts kept",
     ),
 )

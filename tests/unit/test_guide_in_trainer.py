@@ -18,7 +18,8 @@ from rlvr.guidance.rules import RULES
 from rlvr.guidance.stage import Guidance
 from rlvr.guidance.teacher import TeacherGuidance
 from rlvr.guidance.tools import Guide, Guided, Tools
-from rlvr.trainer import PLUGINS_FILE, RLVRTrainer
+from rlvr.plugins import PLUGINS_FILE
+from rlvr.trainer import RLVRTrainer
 from rlvr.types import Microbatch, ScoredRollouts
 from rlvr.verification import Verdicts
 from tests.conftest import MakeTrainer, letter_dataset, sharp, tiny_model

@@ -14,6 +14,7 @@ from rewards._scorer import ModelScorer
 from rewards.reference_probability import reference_probability
 from rlvr.config.schema import EvaluationConfig, RewardsConfig
 from rlvr.evaluation.callback import EvaluationCallback
+from rlvr.evaluation.sets import EvaluationSets
 from rlvr.policy_scorer import PolicyScorer
 from rlvr.trainer import RLVRTrainer
 from rlvr.verification import RewardFunction, load_reward
@@ -104,9 +105,9 @@ def test_evaluation_offers_it_too(make_trainer: MakeTrainer, tmp_path: Path) -> 
     trainer = make_trainer(reward=asking)
     rewards = RewardsConfig.model_validate({"functions": [{"use": "exact", "name": "reward"}]})
     config = EvaluationConfig(num_samples=2, k=[1])
-    sets = {"heldout": letter_dataset(3)}
+    sets = EvaluationSets(test={"heldout": letter_dataset(3)})
     callback = EvaluationCallback(sets, config, [RewardFunction("reward", 1.0, asking)], rewards, tmp_path)
-    callback.sample, callback.accelerator, callback.offers = trainer.sample, trainer.accelerator, trainer.offers
+    callback.sample, callback.offers = trainer.sample, trainer.offers
     (result,) = callback.run("before")
     assert result.mean_reward == pytest.approx(scorer_of(trainer).score_tokens([""], ["a"])[0][0], abs=1e-5)
 

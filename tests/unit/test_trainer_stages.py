@@ -14,6 +14,7 @@ from transformers import Qwen3ForCausalLM
 from rlvr.config.schema import EvaluationConfig, RewardsConfig
 from rlvr.errors import RecipeError, RunAborted
 from rlvr.evaluation.callback import EvaluationCallback
+from rlvr.evaluation.sets import EvaluationSets
 from rlvr.policy import completion_stats
 from rlvr.trainer import RLVRTrainer
 from rlvr.types import Microbatch, Rollouts, ScoredRollouts
@@ -299,13 +300,13 @@ def test_kl_penalty_is_against_the_weights_of_the_start(make_trainer: MakeTraine
 
 def attach_evaluation(trainer: RLVRTrainer, folder: Path) -> EvaluationCallback:
     callback = EvaluationCallback(
-        {"heldout": letter_dataset(5)},
+        EvaluationSets(test={"heldout": letter_dataset(5)}),
         EvaluationConfig(num_samples=2, k=[1, 2], batch_size=4),
         [RewardFunction("reward", 1.0, vowel_reward)],
         RewardsConfig.model_validate({"functions": [{"use": "exact", "name": "reward"}]}),
         folder,
     )
-    callback.sample, callback.accelerator = trainer.sample, trainer.accelerator
+    callback.sample = trainer.sample
     trainer.add_callback(callback)
     return callback
 

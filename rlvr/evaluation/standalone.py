@@ -1,0 +1,101 @@
+"""Evaluation of a model without a trainer, by the recipe of a run: the numbers are those that the run would have."""
+
+from collections.abc import Iterator, Mapping
+from contextlib import contextmanager
+from dataclasses import dataclass
+from typing import Any
+
+from accelerate import Accelerator, PartialState
+from rich.console import Console
+from transformers import PreTrainedModel, PreTrainedTokenizerBase
+
+from rlvr.building import load_functions, trainer_arguments
+from rlvr.config import LoadedRecipe
+from rlvr.errors import RecipeError
+from rlvr.evaluation.evaluate import EvaluationResult, PromptRecord, summarise
+from rlvr.evaluation.passes import evaluate_sets
+from rlvr.evaluation.sets import EvaluationSets, SetKind, load_sets
+from rlvr.frozen import FrozenPass
+from rlvr.model import load_tokenizer
+from rlvr.policy import attach_token_stats
+from rlvr.policy_scorer import PolicyScorer, scorer_offer
+from rlvr.rollout.generating import ModelSampler
+from rlvr.verification import RewardFunction, takes
+
+
+@dataclass(frozen=True)
+class Evaluation:
+    """What models of one recipe are evaluated by; loaded once for any number of them."""
+
+    loaded: LoadedRecipe
+    tokenizer: PreTrainedTokenizerBase
+    functions: list[RewardFunction]
+    sets: EvaluationSets
+
+
+def load_evaluation(loaded: LoadedRecipe) -> Evaluation:
+    """The tokenizer of the recipe's model, its reward functions and its held-out sets. Raises UserError for each."""
+    PartialState(cpu=trainer_arguments(loaded)["use_cpu"])
+    tokenizer = load_tokenizer(loaded.recipe.model)
+    return Evaluation(loaded, tokenizer, load_functions(loaded), load_sets(loaded, tokenizer))
+
+
+def evaluate_model(
+    loaded: LoadedRecipe, model: PreTrainedModel, which: SetKind, console: Console
+) -> list[EvaluationResult]:
+    """The results of the recipe's test or validation sets, as `evaluations/before.json` of a run would have them.
+
+    `model` is anything with `generate`; see `ModelSampler` for how it is sampled. One process gives the numbers of a
+    run in one process. Raises UserError for what the recipe names and is not in order, and where it has no such sets.
+    """
+    evaluation = load_evaluation(loaded)
+    records = evaluate_records(evaluation, model, which, console)
+    return [summarise(name, each, loaded.recipe.evaluation, which) for name, each in records.items()]
+
+
+def evaluate_records(
+    evaluation: Evaluation, model: PreTrainedModel, which: SetKind, console: Console, label: str = "evaluate"
+) -> dict[str, list[PromptRecord]]:
+    """What the samples of every prompt amount to, by set; models of one recipe are sampled with the same seeds.
+
+    `label` opens the name of the progress bar. Raises RecipeError where the recipe has no sets of that kind.
+    """
+    loaded, sets = evaluation.loaded, evaluation.sets.of(which)
+    if not sets:
+        key = "evaluation.sets" if which == "test" else "evaluation.validation"
+        raise RecipeError(f"{loaded.path}: {key} names no set; add one, such as `{key}: {{NAME: {{dataset: ...}}}}`")
+    with _offers(evaluation, model) as offers:
+        return evaluate_sets(
+            sets,
+            ModelSampler(model, evaluation.tokenizer, loaded.trainer),
+            evaluation.functions,
+            loaded.recipe.rewards,
+            loaded.recipe.evaluation,
+            offers=offers,
+            label=lambda name: f"{label} {name}",
+            console=console,
+        )
+
+
+@contextmanager
+def _offers(evaluation: Evaluation, model: PreTrainedModel) -> Iterator[Mapping[str, Any]]:
+    """The model as `scorer` where a reward function takes one; its `forward` is as before afterwards."""
+    if not any(takes(each.function, "scorer") for each in evaluation.functions):
+        yield {}
+        return
+    arguments, tokenizer = trainer_arguments(evaluation.loaded), evaluation.tokenizer
+    precision = "bf16" if arguments["bf16"] else "fp16" if arguments["fp16"] else "no"
+    frozen = FrozenPass(
+        Accelerator(cpu=arguments["use_cpu"], mixed_precision=precision),
+        arguments["per_device_train_batch_size"],
+        tokenizer.pad_token_id,
+        arguments["temperature"],
+    )
+    modules = [each for each in (model, model.get_output_embeddings()) if each is not None]
+    forwards = [each.forward for each in modules]
+    attach_token_stats(model)
+    try:
+        yield scorer_offer(evaluation.functions, PolicyScorer(lambda: model, tokenizer, frozen))
+    finally:
+        for each, forward in zip(modules, forwards, strict=True):
+            each.forward = forward
