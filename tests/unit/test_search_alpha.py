@@ -154,6 +154,7 @@ def test_interrupted_search_goes_on(folder: Path) -> None:
     assert len(seen(folder)) == 8 + 4 + 2  # two calls were in vain
     # And once it has ended, nothing is evaluated anew, whatever the metric.
     assert call(*GRID).exit_code == 0
+    assert len(seen(folder)) == 8 + 4 + 2
     assert call(*GRID, "--metric", "reward").exit_code == 0
     assert len([prompts for prompts, _ in seen(folder) if prompts & {row["prompt"] for row in VALIDATION}]) == 8 + 2
 

@@ -126,7 +126,9 @@ def test_model_is_left_as_it_was(recipe: Path) -> None:
     first = evaluate_records(evaluation, model, "validation", QUIET)
     assert (model.forward, model.get_output_embeddings().forward) == forwards
     assert model.training
+    model.eval()
     assert evaluate_records(evaluation, model, "validation", QUIET) == first
+    assert not model.training
     assert [record.prompt_id for record in first["choosing"]] == list(range(len(VALIDATION)))
 
 
