@@ -8,8 +8,10 @@ import typer
 
 from rlvr.command_errors import user_errors
 from rlvr.errors import ExtrapolationError
+from rlvr.extrapolation.logits_commands import logits_app
 
 extrapolate_app = typer.Typer(no_args_is_help=True, help="Compute checkpoints from checkpoints, without training.")
+extrapolate_app.add_typer(logits_app, name="logits")
 
 BaseOption = Annotated[Path, typer.Option(help="the earlier checkpoint, or the model that training began from")]
 TunedOption = Annotated[Path, typer.Option(help="the later checkpoint, from which the rest is copied")]
