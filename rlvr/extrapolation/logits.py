@@ -10,7 +10,8 @@ from typing import Any, Literal, NoReturn, cast
 
 import torch
 from peft import PeftModel
-from peft.tuners.tuners_utils import BaseTuner
+from peft.tuners.tuners_utils import BaseTuner, BaseTunerLayer
+from peft.utils.other import AuxiliaryTrainingWrapper
 from torch import Tensor
 from transformers import Cache, DynamicCache, GenerationMixin, PreTrainedModel, PreTrainedTokenizerBase
 from transformers.modeling_outputs import CausalLMOutputWithPast
@@ -22,6 +23,7 @@ from rlvr.extrapolation.operations import extrapolate
 from rlvr.model import load_policy, load_tokenizer
 
 CausalLM = PreTrainedModel | PeftModel
+Switch = BaseTunerLayer | AuxiliaryTrainingWrapper
 REASON_CHARACTERS = 300  # PyTorch names every tensor
 
 
@@ -66,11 +68,10 @@ class ExtrapolatedLM(PreTrainedModel, GenerationMixin):
         own = _without_adapter(tuned)
         super().__init__(copy.deepcopy(own.config))
         self.generation_config = copy.deepcopy(own.generation_config)
-        if base is None:
-            _check_can_be_switched_off(tuned)
-        else:
+        if base is not None:
             _check_vocabulary_sizes(_without_adapter(base), own)
         self.base, self.tuned, self.alpha = base, tuned, alpha
+        self._switches = _switches(tuned) if base is None else []
         self.eval()
 
     def forward(
@@ -112,14 +113,14 @@ class ExtrapolatedLM(PreTrainedModel, GenerationMixin):
         if self.base is not None:
             yield self.base
             return
-        # PeftModel.disable_adapter counts all parameters each time, which takes longer than a token of a small model.
-        adapter = self.tuned.base_model
-        assert isinstance(adapter, BaseTuner)
-        adapter.disable_adapter_layers()
+        # PEFT's own switches also set what each weight's gradient needs, which takes a good part of a token's time.
+        for layer in self._switches:
+            layer._disable_adapters = True
         try:
             yield self.tuned
         finally:
-            adapter.enable_adapter_layers()
+            for layer in self._switches:
+                layer._disable_adapters = False
 
     def save_pretrained(self, *args: Any, **kwargs: Any) -> NoReturn:
         raise ExtrapolationError(
@@ -223,15 +224,19 @@ def _without_adapter(model: CausalLM) -> PreTrainedModel:
     return inside
 
 
-def _check_can_be_switched_off(model: CausalLM) -> None:
+def _switches(model: CausalLM) -> list[Switch]:
+    """The layers that have the adapter's weights; with all of them off, the model is its base."""
     if not isinstance(model, PeftModel):
         raise ExtrapolationError("The tuned model has no adapter to switch off, so there is no base; give both models.")
+    assert isinstance(model.base_model, BaseTuner)
+    tuner = type(model.base_model)
     biases = {vars(config).get("bias", "none") for config in model.peft_config.values()}
-    if biases != {"none"}:
+    if biases != {"none"} or tuner.disable_adapter_layers is not BaseTuner.disable_adapter_layers:
         raise ExtrapolationError(
-            "The adapter has changed biases of its base, which switching it off does not undo; merge it, and give the"
-            " base and the merged model."
+            "The adapter has changed more than its layers, such as biases of the base, which switching it off does not"
+            " undo; merge it, and give the base and the merged model."
         )
+    return [layer for layer in model.modules() if isinstance(layer, Switch)]
 
 
 def _check_vocabulary_sizes(base: PreTrainedModel, tuned: PreTrainedModel) -> None:

@@ -49,7 +49,7 @@ def with_lora(model: PreTrainedModel, seed: int, **options: Any) -> PeftModel:
     policy = get_peft_model(model, LoraConfig(**settings | options))
     torch.manual_seed(seed)
     for name, parameter in policy.named_parameters():
-        if "lora_" in name or "modules_to_save" in name:
+        if any(part in name for part in ("lora_", "modules_to_save", "trainable_tokens_delta")):
             torch.nn.init.normal_(parameter, std=0.5)
     return policy
 

@@ -213,7 +213,11 @@ def test_goes_on_from_its_cache(pair: str) -> None:
 # ---- adapters --------------------------------------------------------------------------------------------------------
 
 
-@pytest.mark.parametrize("options", [{}, {"use_dora": True}, {"modules_to_save": ["down_proj"]}], ids=str)
+@pytest.mark.parametrize(
+    "options",
+    [{}, {"use_dora": True}, {"modules_to_save": ["down_proj"]}, {"trainable_token_indices": [3, 5, 9]}],
+    ids=str,
+)
 def test_adapter_is_its_merged_weights(options: dict[str, Any]) -> None:
     policy = with_lora(qwen3(0), 5, **options)
     model = ExtrapolatedLM(None, policy, 1.5)
@@ -221,7 +225,7 @@ def test_adapter_is_its_merged_weights(options: dict[str, Any]) -> None:
     reference = ExtrapolatedLM(qwen3(0), merged, 1.5)
     assert torch.allclose(logits(model, PROMPTS, MASK), logits(reference, PROMPTS, MASK), atol=1e-3)
     assert torch.equal(generated(model), generated(reference))
-    assert not torch.equal(generated(model), generated(ExtrapolatedLM(None, policy, 1.0)))
+    assert (logits(model, PROMPTS) - logits(policy, PROMPTS)).abs().max() > 0.1
     assert model.num_parameters() == policy.num_parameters()  # one set of weights
 
 

@@ -31,6 +31,14 @@ def save(folder: Path, model: PreTrainedModel | PeftModel) -> str:
     return str(folder)
 
 
+def rename_tokens(folder: Path, new_names: dict[str, str]) -> None:
+    file = folder / "tokenizer.json"
+    tokenizer = json.loads(file.read_text())
+    vocabulary = tokenizer["model"]["vocab"]
+    tokenizer["model"]["vocab"] = {new_names.get(token, token): number for token, number in vocabulary.items()}
+    file.write_text(json.dumps(tokenizer))
+
+
 def saved_adapter(folder: Path, base: str, seed: int) -> str:
     policy = with_lora(Qwen3ForCausalLM.from_pretrained(base), seed)
     policy.peft_config["default"].base_model_name_or_path = base
@@ -59,10 +67,7 @@ def test_loaded(tmp_path: Path) -> None:
 def test_refused_when_loaded(tmp_path: Path) -> None:
     base = save(tmp_path / "base", tiny_model(0))
     renamed = save(tmp_path / "renamed", tiny_model(1))
-    file = tmp_path / "renamed/tokenizer.json"
-    tokenizer = json.loads(file.read_text())
-    tokenizer["model"]["vocab"] |= {"a": 4, "b": 3}
-    file.write_text(json.dumps(tokenizer))
+    rename_tokens(tmp_path / "renamed", {"a": "b", "b": "a"})
     with pytest.raises(ExtrapolationError, match=r"differ in 2 tokens, as in 'a' \(3 and 4\)"):
         load_extrapolated(base, renamed, 1.5)
     larger = save(tmp_path / "larger", tiny_model(0, hidden_size=24))
@@ -153,8 +158,14 @@ def test_printable() -> None:
     assert printable(text) == "two\nlines\tof 数 é 🙂\\x1b[2J\\x07\\r\\x9b\\x7f\\u202e\\ud800"
 
 
-def test_terminal_controls_are_escaped(pair: tuple[str, ...]) -> None:
-    result = call(*pair, "generate", "--prompt", "b \x1b[31m", "--max-new-tokens", "2")
+def test_terminal_controls_are_escaped(pair: tuple[str, ...], tmp_path: Path) -> None:
+    likeliest = by_library("a b c", do_sample=False).split()[0]
+    assert likeliest not in "a b c"
+    for folder in ("base", "tuned"):
+        rename_tokens(tmp_path / folder, {likeliest: "\x1b[2J"})
+    options = ("--max-new-tokens", "1", "--temperature", "0")
+    result = call(*pair, "generate", "--prompt", "a b c", "--prompt", "b \x1b[31m", *options)
+    assert completions(result.stdout)[0] == "\\x1b[2J"
     assert "b \\x1b[31m" in result.stdout
     assert "\x1b" not in result.stdout
 
