@@ -7,6 +7,7 @@ import typer
 
 from rlvr.command_errors import user_errors
 from rlvr.errors import ExtrapolationError
+from rlvr.extrapolation.logits_commands import logits_app
 from rlvr.extrapolation.options import (
     SHARD_GB,
     AdapterBaseOption,
@@ -25,6 +26,7 @@ from rlvr.extrapolation.search_command import search_alpha
 
 extrapolate_app = typer.Typer(no_args_is_help=True, help="Compute checkpoints from checkpoints, without training.")
 extrapolate_app.command("search")(search_alpha)
+extrapolate_app.add_typer(logits_app, name="logits")
 
 
 @extrapolate_app.command("weights")
