@@ -112,8 +112,12 @@ def _group(tensors: Sequence[TensorTrace]) -> Json:
 
 
 def _chosen(tensors: Sequence[TensorTrace]) -> list[Trajectory]:
-    """Of each tensor's examples those nearest to the quantiles EXAMPLE_SHARES of all R^2, the lowest first."""
-    candidates = [example for each in tensors for example in each.examples]
+    """Of the matrices' examples those nearest to the quantiles EXAMPLE_SHARES of all R^2, the lowest first.
+
+    Vectors, of which there are as many as matrices but few weights, are shown where no matrix moved.
+    """
+    matrices = [example for each in tensors if len(each.shape) > 1 for example in each.examples]
+    candidates = matrices or [example for each in tensors for example in each.examples]
     if not candidates:
         return []
     found = torch.tensor([example.r2 for example in candidates], dtype=torch.float64)

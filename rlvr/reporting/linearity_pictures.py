@@ -55,6 +55,7 @@ def _histograms(report: Mapping[str, Any], plt: Any) -> Any:
             median = f"median {fit['median_r2']:.3f}"
             axis.axvline(fit["median_r2"], color=STEP_LINE, linestyle="--", linewidth=1.5, label=median)
             axis.legend(loc="upper left", frameon=False)
+        axis.yaxis.set_major_formatter("{x:,.0f}")
         axis.grid(axis="y", alpha=0.3)
         axis.set_axisbelow(True)
     return figure
@@ -112,6 +113,7 @@ def _trajectories(report: Mapping[str, Any], plt: Any) -> Any:
             axis.set_title(f"R² {example['r2']:.3f}\n{_short(example['label'])}", fontsize=8, parse_math=False)
             axis.set_xlabel("step", fontsize=8)
             axis.tick_params(labelsize=7)
+            axis.ticklabel_format(axis="y", useOffset=False)
             axis.grid(alpha=0.3)
         row[0].set_ylabel(name if numbers["examples"] else "", fontsize=9)
         for axis in row[len(numbers["examples"]) :]:

@@ -63,6 +63,10 @@ def test_a_line_has_1_and_what_stands_still_has_none() -> None:
     assert line <= 1.0
     assert falling <= 1.0
     assert math.isnan(still)
+    many = drawn(2, 5000)[:1] + drawn(9, 5000)[:1] * times.unsqueeze(1)
+    found = step_r_squared(many, STEPS)
+    assert float(found.max()) == 1.0  # and not what rounding makes of it
+    assert float(found.min()) > 1.0 - 1e-9
 
 
 def test_r_squared_knows_no_units_and_no_order() -> None:
