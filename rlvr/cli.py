@@ -14,6 +14,7 @@ from rlvr.config.extrapolation import explained_extrapolation
 from rlvr.config.problems import nearest
 from rlvr.errors import RecipeError, UserError
 from rlvr.extrapolation.commands import extrapolate_app
+from rlvr.extrapolation.linearity_command import linearity
 
 app = typer.Typer(
     no_args_is_help=True, add_completion=False, pretty_exceptions_enable=False, help="RLVR post-training."
@@ -25,6 +26,7 @@ app.add_typer(rewards_app, name="rewards")
 hints_app = typer.Typer(no_args_is_help=True, help="Write hints ahead of training.")
 app.add_typer(hints_app, name="hints")
 app.add_typer(extrapolate_app, name="extrapolate")
+app.command("linearity")(linearity)
 
 RecipeArgument = Annotated[Path, typer.Argument(help="a recipe file, such as recipes/quickstart.yaml")]
 OverridesArgument = Annotated[list[str] | None, typer.Argument(help="key=value, such as trainer.max_steps=100")]

@@ -82,7 +82,7 @@ def _within_length(
     prompts: Sequence[Any], data: DataConfig, tokenizer: "PreTrainedTokenizerBase", where: str
 ) -> list[int]:
     """The indices of the prompts to keep."""
-    lengths = [len(ids) for ids in _token_ids(prompts, tokenizer)]
+    lengths = [len(ids) for ids in token_ids(prompts, tokenizer)]
     kept = [index for index, length in enumerate(lengths) if length <= data.max_prompt_length]
     num_over = len(lengths) - len(kept)
     if num_over and data.long_prompts == "error":
@@ -100,13 +100,15 @@ def _within_length(
     return kept
 
 
-def _token_ids(prompts: Sequence[Any], tokenizer: "PreTrainedTokenizerBase") -> Sequence[Sequence[int]]:
-    """Exactly what the trainer hands to the sampler."""
+def token_ids(
+    prompts: Sequence[Any], tokenizer: "PreTrainedTokenizerBase", template_options: Mapping[str, Any] | None = None
+) -> Sequence[Sequence[int]]:
+    """Exactly what the trainer hands to the sampler; `template_options` are the trainer's `chat_template_kwargs`."""
     if isinstance(prompts[0], str):
         encoded = tokenizer(text=list(prompts))
     else:
         encoded = tokenizer.apply_chat_template(
-            list(prompts), add_generation_prompt=True, tokenize=True, return_dict=True
+            list(prompts), add_generation_prompt=True, tokenize=True, return_dict=True, **(template_options or {})
         )
     ids: Sequence[Sequence[int]] = encoded["input_ids"]
     return ids

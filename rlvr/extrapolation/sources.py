@@ -55,23 +55,24 @@ class Sources:
                         " an unquantised checkpoint, or copy the tensor by --copy."
                     )
 
-    def not_finite(self, name: str, tensors: Sequence[Tensor]) -> ExtrapolationError | None:
+    def not_finite(
+        self, name: str, tensors: Sequence[Tensor], remedy: str = "take an earlier checkpoint"
+    ) -> ExtrapolationError | None:
         """What to raise if one of the tensors has NaN or infinite values; `tensors` as `read` returns them."""
         for view, tensor in zip(self.views[-len(tensors) :], tensors, strict=True):
             if not bool(torch.isfinite(tensor).all()):
-                return ExtrapolationError(
-                    f"{name} of {view.path} has values that are NaN or infinite; take an earlier checkpoint."
-                )
+                return ExtrapolationError(f"{name} of {view.path} has values that are NaN or infinite; {remedy}.")
         return None
 
 
-def row_blocks(info: TensorInfo) -> Iterator[Rows]:
-    """The tensor in blocks of rows of `BLOCK_VALUES` values or less, but one row at least; whole if it is small."""
-    if info.numel <= BLOCK_VALUES:
+def row_blocks(info: TensorInfo, values: int | None = None) -> Iterator[Rows]:
+    """The tensor in blocks of rows of `values` (BLOCK_VALUES) or less, but one row at least; whole if it is small."""
+    values = values or BLOCK_VALUES
+    if info.numel <= values:
         yield WHOLE
         return
     count = info.shape[0]
-    rows = max(1, BLOCK_VALUES * count // info.numel)
+    rows = max(1, values * count // info.numel)
     yield from ((first, min(first + rows, count)) for first in range(0, count, rows))
 
 
