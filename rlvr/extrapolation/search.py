@@ -136,6 +136,11 @@ class Findings:
         """Whether the curve still rises where it ends."""
         return self.best == max(self.means) > TUNED
 
+    @property
+    def best_is_least(self) -> bool:
+        """Whether the curve already falls where it begins, short of the base itself."""
+        return self.best == min(self.means) > 0.0
+
 
 def findings(scored: Mapping[float, Scores], seed: int) -> Findings:
     """What `scored`, with alpha = 1 in it, says."""
@@ -212,12 +217,13 @@ def verdict(found: Findings, metric: str) -> list[str]:
             f"Over-extrapolated from alpha = {found.worse_from:g} on: the {metric} there is below that of alpha = 1"
             f" ({shown_difference(difference)})."
         )
-    if found.best_is_largest:
-        further = ",".join(f"{found.best * factor:g}" for factor in (1.25, 1.5, 2.0))
-        said.append(
-            f"The best alpha is the largest that was tried, so the best may lie beyond; try --alpha-grid {further} into"
-            " the same --out."
-        )
+    for is_at_end, end, factors in (
+        (found.best_is_largest, "largest that was tried, so the best may lie beyond", (1.25, 1.5, 2.0)),
+        (found.best_is_least, "least that was tried, so the best may lie below", (0.5, 0.75, 0.9)),
+    ):
+        if is_at_end:
+            further = ",".join(f"{found.best * factor:g}" for factor in factors)
+            said.append(f"The best alpha is the {end}; try --alpha-grid {further} into the same --out.")
     return said
 
 

@@ -36,6 +36,7 @@ def facts_of(
         "best_alpha": found.best,
         "over_extrapolated_from": found.worse_from,
         "best_is_largest": found.best_is_largest,
+        "best_is_least": found.best_is_least,
         "verdict": verdict(found, metric),
         "alphas": [
             {
@@ -88,7 +89,7 @@ def table_of_alphas(found: Findings, metric: str) -> Table:
 def table_of_test(test: Mapping[float, Records], best: float, metric: str, config: EvaluationConfig) -> Table:
     """The test sets at alpha = 1 and at the best, once the latter is chosen."""
     differences = differences_on_test(test, best, metric, config.seed)
-    table = Table(title=f"test {metric} [95% interval]; nothing was chosen by it")
+    table = Table(title=f"test {metric}, by which nothing was chosen")
     table.add_column("set", no_wrap=True)
     for alpha in test:
         table.add_column(f"alpha = {alpha:g}", justify="right", no_wrap=True)

@@ -8,6 +8,7 @@ from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import Any
 
+import torch
 from accelerate import PartialState
 from rich.console import Console
 from transformers import PreTrainedModel
@@ -130,6 +131,7 @@ def _evaluated(subject: Subject, alpha: float, which: SetKind, note: str) -> Rec
     """The records of the model at this alpha, which are kept on the disk as well."""
     with tempfile.TemporaryDirectory(dir=subject.folder, prefix=SCRATCH) as scratch:
         model = _model_at(subject, alpha, Path(scratch).absolute() / MODEL)
+        _check_logits(model, subject.evaluation.tokenizer.eos_token_id, alpha)
         records = evaluate_records(subject.evaluation, model, which, subject.console, f"alpha {alpha:g} {note}")
     keep_records(subject.folder, which, alpha, records)
     return records
@@ -151,6 +153,17 @@ def _model_at(subject: Subject, alpha: float, path: Path) -> PreTrainedModel:
         )
     model = load_policy(subject.evaluation.loaded.recipe.model.model_copy(update={"path": str(path), "revision": None}))
     return model.to(PartialState().device)
+
+
+@torch.no_grad()
+def _check_logits(model: PreTrainedModel, token: int, alpha: float) -> None:
+    """Raises ExtrapolationError where finite weights give logits that are not: from those nothing can be sampled."""
+    logits = model(input_ids=torch.tensor([[token]], device=model.device)).logits
+    if not bool(torch.isfinite(logits).all()):
+        raise ExtrapolationError(
+            f"At alpha = {alpha:g} the logits of the model are NaN or infinite; leave such alphas out of --alpha-grid,"
+            " or with --adaptive give the number evaluated so far as --max-evaluations."
+        )
 
 
 def _write_best(subject: Subject, plan: Plan, found: search.Findings) -> None:

@@ -108,7 +108,7 @@ def test_search_writes_the_best_model_and_only_then_reads_the_tests(folder: Path
     assert provenance["search"]["metric"] == "pass@2"
     assert provenance["search"]["means"] == {repr(alpha): value for alpha, value in values.items()}
     assert (folder / "out/search.png").stat().st_size > 5000
-    for words in ("validation pass@2 by alpha", "test pass@2", "nothing was chosen by it", *found["verdict"]):
+    for words in ("validation pass@2 by alpha", "test pass@2, by which nothing was chosen", *found["verdict"]):
         assert words in result.output, words
     assert not list((folder / "out").glob(".*"))
 
@@ -219,6 +219,13 @@ def test_refused_in_one_sentence(folder: Path, arguments: tuple[str, ...], words
     assert result.stderr.count("\n") == 1
     assert words in result.stderr
     assert not (folder / "out").exists()
+
+
+def test_weights_too_large_to_be_sampled_from_are_named(folder: Path) -> None:
+    result = call("--alpha-grid", "1e25")
+    assert result.exit_code == 2, result.output + repr(result.exception)
+    assert "At alpha = 1e+25 the logits of the model are NaN or infinite; leave such alphas out" in result.stderr
+    assert not (folder / "out" / "model").exists()
 
 
 def test_folder_of_something_else_is_refused(folder: Path) -> None:

@@ -316,6 +316,9 @@ def test_verdicts() -> None:
     words = said(on_grid(falling, noise=0.02))
     assert words.startswith("No alpha that was tried is above alpha = 1")
     assert "Over-extrapolated from alpha = 1.5 on" in words
+    assert "The best alpha is the least that was tried" in words
+    assert "--alpha-grid 0.5,0.75,0.9" in words
+    assert "least" not in said(on_grid(falling, (0.0, 1.0, 2.0)))  # the base itself
 
 
 def test_verdict_of_a_flat_curve_is_that_nothing_can_be_told() -> None:
