@@ -14,6 +14,7 @@ import pytest
 import torch
 
 from tests.conftest import ROOT
+from tests.distributed.forking import run_forked
 from tests.distributed.worker import RUNS
 
 CONFIG = ROOT / "recipes" / "accelerate" / "cpu2.yaml"
@@ -28,16 +29,19 @@ def launch(
     options: Sequence[str] = (),
     variables: Mapping[str, str] | None = None,
 ) -> None:
-    """Runs a script in one process, or in two by the accelerate launcher, on a port of its own."""
+    """Runs a script in one process, or in two as the accelerate launcher starts them, on a port of its own."""
+    status, output = run_forked(arguments, processes, cwd, config, options, variables or {})
+    assert status == 0, output
+
+
+def launch_for_real(arguments: list[str], cwd: Path, config: Path = CONFIG) -> None:
+    """In two processes, by the accelerate launcher itself."""
     environment = os.environ | {"PYTHONPATH": str(ROOT), "OMP_NUM_THREADS": "1", "WANDB_MODE": "disabled"}
-    environment |= variables or {}
-    launcher = [sys.executable]
-    if processes > 1:
-        port = str(20000 + os.getpid() % 20000)
-        launcher = [sys.executable, "-m", "accelerate.commands.launch", "--config_file", str(config)]
-        launcher += ["--main_process_port", port, *options]
+    port = str(20000 + os.getpid() % 20000)
+    launcher = [sys.executable, "-m", "accelerate.commands.launch", "--config_file", str(config)]
+    launcher += ["--main_process_port", port, *arguments]
     result = subprocess.run(
-        [*launcher, *arguments], cwd=cwd, env=environment, capture_output=True, text=True, timeout=300, check=False
+        launcher, cwd=cwd, env=environment, capture_output=True, text=True, timeout=300, check=False
     )
     assert result.returncode == 0, result.stdout + result.stderr
 
@@ -75,7 +79,7 @@ def test_launched_recipe_trains_and_evaluates(tmp_path: Path) -> None:
     sizes = ["trainer.max_steps=2", "trainer.per_device_train_batch_size=8", "trainer.gradient_accumulation_steps=1"]
     data = "reasoning_gym://chain_sum?min_terms=3&max_terms=3&max_digits=1&seed=2&size=5"
     options = ["evaluation.num_samples=2", "evaluation.k=[1,2]", f"evaluation.sets.heldout.dataset={data}"]
-    launch([script, recipe, f"trainer.output_dir={tmp_path / 'run'}", *sizes, *options], 2, tmp_path)
+    launch_for_real([script, recipe, f"trainer.output_dir={tmp_path / 'run'}", *sizes, *options], tmp_path)
     records = [json.loads(line) for line in (tmp_path / "run" / "metrics.jsonl").read_text().splitlines()]
     assert [r["step"] for r in records if "reward/mean" in r] == [1, 2]
     for moment in ("before", "after"):
