@@ -4,6 +4,7 @@ arXiv 2601.04537, where later versions call it periodic re-grounding.
 """
 
 import os
+import time
 from collections.abc import Callable, Iterable, Mapping, MutableMapping
 from dataclasses import dataclass
 from pathlib import Path
@@ -140,7 +141,9 @@ class PeriodicJumps(TrainerCallback):
 
     def on_step_end(self, args: TrainingArguments, state: TrainerState, control: TrainerControl, **kwargs: Any) -> None:
         if state.global_step % self.config.train_steps == 0:
-            self.host.record(self._end_phase(state.global_step))
+            started = time.perf_counter()
+            metrics = self._end_phase(state.global_step)
+            self.host.record(metrics | {"time/extrapolate_s": time.perf_counter() - started})
 
     def on_save(self, args: TrainingArguments, state: TrainerState, control: TrainerControl, **kwargs: Any) -> None:
         """At the start of a phase nothing is written, as the checkpoint's own weights are the start."""

@@ -45,6 +45,11 @@ def test_attributes_that_the_trainer_reads_exist(make_trainer: MakeTrainer) -> N
     assert trainer.generation_config.do_sample is True, ADVICE
 
 
+def test_vllm_is_given_new_weights_by_the_step_that_it_has() -> None:
+    source = inspect.getsource(GRPOTrainer._generate_single_turn)
+    assert "if self.state.global_step != self._last_loaded_step:" in source, ADVICE
+
+
 def test_hf_trainer_does_not_rescale_the_loss(make_trainer: MakeTrainer) -> None:
     assert make_trainer().compute_loss_func is not None, (
         "TRL no longer switches HF's division by accumulation steps off"
