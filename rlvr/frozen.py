@@ -1,10 +1,11 @@
 """What the loss takes from weights that do not move: passes over rows of a generation batch, without gradient."""
 
 from collections.abc import Sequence
+from contextlib import AbstractContextManager
 from dataclasses import dataclass, replace
+from typing import Any, Protocol
 
 import torch
-from accelerate import Accelerator
 from torch import Tensor
 
 from rlvr.batching import collate, group_by_length
@@ -18,11 +19,30 @@ from rlvr.types import Microbatch, TrainRow
 UNUSED = Denominator(1.0, 1.0, 1.0, 1)
 
 
+class Processes(Protocol):
+    """What a pass needs of `accelerate.Accelerator`."""
+
+    @property
+    def device(self) -> torch.device: ...
+
+    def autocast(self) -> AbstractContextManager[Any]:
+        """The run's mixed precision."""
+        ...
+
+    def gather(self, tensor: Any) -> Any:
+        """The tensors of all processes, one after the other."""
+        ...
+
+    def unwrap_model(self, model: Any) -> Any:
+        """The model itself, out of the wrapper that shards it."""
+        ...
+
+
 @dataclass(frozen=True)
 class FrozenPass:
     """Reads completions `batch_size` at a time, under the settings that a run samples and trains with."""
 
-    accelerator: Accelerator
+    accelerator: Processes
     batch_size: int
     pad_token_id: int
     temperature: float

@@ -1,11 +1,13 @@
 """Evaluation of a model without a trainer, by the recipe of a run: the numbers are those that the run would have."""
 
 from collections.abc import Iterator, Mapping
-from contextlib import contextmanager
+from contextlib import AbstractContextManager, contextmanager
 from dataclasses import dataclass
 from typing import Any
 
-from accelerate import Accelerator, PartialState
+import torch
+from accelerate import PartialState
+from accelerate.utils import gather
 from rich.console import Console
 from transformers import PreTrainedModel, PreTrainedTokenizerBase
 
@@ -19,7 +21,7 @@ from rlvr.frozen import FrozenPass
 from rlvr.model import load_tokenizer
 from rlvr.policy import attach_token_stats
 from rlvr.policy_scorer import PolicyScorer, scorer_offer
-from rlvr.rollout.generating import ModelSampler
+from rlvr.rollout.generating import ModelSampler, mixed_precision
 from rlvr.verification import RewardFunction, takes
 
 
@@ -77,19 +79,35 @@ def evaluate_records(
         )
 
 
+@dataclass(frozen=True)
+class PlainProcesses:
+    """Stands in for an accelerator, of which a process has but one precision: each process has all of the model."""
+
+    device: torch.device
+    settings: Mapping[str, Any]
+
+    def autocast(self) -> AbstractContextManager[Any]:
+        return mixed_precision(self.settings, self.device)
+
+    def gather(self, tensor: Any) -> Any:
+        return gather(tensor)
+
+    def unwrap_model(self, model: Any) -> Any:
+        return model
+
+
 @contextmanager
 def _offers(evaluation: Evaluation, model: PreTrainedModel) -> Iterator[Mapping[str, Any]]:
     """The model as `scorer` where a reward function takes one; its `forward` is as before afterwards."""
     if not any(takes(each.function, "scorer") for each in evaluation.functions):
         yield {}
         return
-    arguments, tokenizer = trainer_arguments(evaluation.loaded), evaluation.tokenizer
-    precision = "bf16" if arguments["bf16"] else "fp16" if arguments["fp16"] else "no"
+    settings, tokenizer = evaluation.loaded.trainer, evaluation.tokenizer
     frozen = FrozenPass(
-        Accelerator(cpu=arguments["use_cpu"], mixed_precision=precision),
-        arguments["per_device_train_batch_size"],
+        PlainProcesses(model.device, settings),
+        settings["per_device_train_batch_size"],
         tokenizer.pad_token_id,
-        arguments["temperature"],
+        settings["temperature"],
     )
     modules = [each for each in (model, model.get_output_embeddings()) if each is not None]
     forwards = [each.forward for each in modules]

@@ -1,6 +1,5 @@
 """`rlvr extrapolate`: new weights from those of checkpoints. Heavy imports happen inside the commands."""
 
-import math
 from pathlib import Path
 from typing import Annotated
 
@@ -9,21 +8,25 @@ import typer
 from rlvr.command_errors import user_errors
 from rlvr.errors import ExtrapolationError
 from rlvr.extrapolation.logits_commands import logits_app
+from rlvr.extrapolation.options import (
+    SHARD_GB,
+    AdapterBaseOption,
+    BaseOption,
+    CopyOption,
+    DtypeOption,
+    NoDefaultsOption,
+    OutOption,
+    ShardOption,
+    TunedOption,
+    check_number,
+    number,
+    pattern_and_alpha,
+)
+from rlvr.extrapolation.search_command import search_alpha
 
 extrapolate_app = typer.Typer(no_args_is_help=True, help="Compute checkpoints from checkpoints, without training.")
+extrapolate_app.command("search")(search_alpha)
 extrapolate_app.add_typer(logits_app, name="logits")
-
-BaseOption = Annotated[Path, typer.Option(help="the earlier checkpoint, or the model that training began from")]
-TunedOption = Annotated[Path, typer.Option(help="the later checkpoint, from which the rest is copied")]
-OutOption = Annotated[Path, typer.Option(help="the new folder; it appears at the end, complete")]
-DtypeOption = Annotated[str | None, typer.Option(help="float32, bfloat16 or float16; default: as stored")]
-CopyOption = Annotated[list[str] | None, typer.Option("--copy", help="copy tensors of such names, as '*.mlp.*'")]
-NoDefaultsOption = Annotated[
-    bool, typer.Option("--no-default-copies", help="do not copy norms, embeddings and the head unless --copy says so")
-]
-ShardOption = Annotated[float, typer.Option("--max-shard-gb", help="size of the largest file, in GB of 10^9 bytes")]
-AdapterBaseOption = Annotated[Path | None, typer.Option(help="the model of adapters, if not the one that they name")]
-SHARD_GB = 5.0
 
 
 @extrapolate_app.command("weights")
@@ -45,7 +48,7 @@ def extrapolate_weights(
 ) -> None:
     """Where the weights will be at a later step: A + alpha (B - A), or a line through more checkpoints."""
     with user_errors():
-        own_alphas = tuple(_pattern_and_alpha(each) for each in alpha_for or ())
+        own_alphas = tuple(pattern_and_alpha(each) for each in alpha_for or ())
         if fit:
             if not checkpoints or base or tuned or alpha is not None or own_alphas:
                 raise ExtrapolationError(
@@ -58,8 +61,8 @@ def extrapolate_weights(
             raise ExtrapolationError("Which checkpoints is not clear; give --base A --tuned B, or --fit A B C.")
         elif (alpha is None) == (at_step is None):
             raise ExtrapolationError("How far to go is not clear; give either --alpha or --at-step.")
-        _check_number("--alpha", alpha)
-        _check_number("--at-step", at_step)
+        check_number("--alpha", alpha)
+        check_number("--at-step", at_step)
         if not min_r2 <= 1.0 or (min_r2 != 0.0 and not fit):
             raise ExtrapolationError("--min-r2 is the least R^2 of --fit, 1 at most; leave it out without --fit.")
 
@@ -89,7 +92,7 @@ def average_weights(
     with user_errors():
         shares = [1.0 / len(checkpoints)] * len(checkpoints)
         if weights is not None:
-            shares = [_number("--weights", each) for each in weights.split(",")]
+            shares = [number("--weights", each) for each in weights.split(",")]
 
         from rlvr.extrapolation import running
 
@@ -119,24 +122,3 @@ def timber_weights(
 
         options = running.Options(out, dtype, max_shard_gb, copy or (), (), not no_default_copies, adapter_base)
         running.run_timber(base, tuned, keep, options)
-
-
-def _pattern_and_alpha(text: str) -> tuple[str, float]:
-    pattern, equals, value = text.rpartition("=")
-    if not equals or not pattern:
-        raise ExtrapolationError(f"--alpha-for {text!r} is no pattern with an alpha; write it as '*.mlp.*=1.2'.")
-    return pattern, _number("--alpha-for", value)
-
-
-def _number(option: str, text: str) -> float:
-    try:
-        value = float(text)
-    except ValueError as error:
-        raise ExtrapolationError(f"{option}: {text!r} is no number; give one such as 1.5.") from error
-    _check_number(option, value)
-    return value
-
-
-def _check_number(option: str, value: float | None) -> None:
-    if value is not None and not math.isfinite(value):
-        raise ExtrapolationError(f"{option} is {value}; give a finite number such as 1.5.")

@@ -46,6 +46,21 @@ def new_folder(final: Path, num_bytes: int, report: Callable[[str], None]) -> It
         os.close(lock)
 
 
+@contextmanager
+def kept_folder(folder: Path) -> Iterator[None]:
+    """A folder that several runs of a command fill in turn; made where it is not there, and locked meanwhile.
+
+    Raises ExtrapolationError if it cannot be made, or while another process has it.
+    """
+    with writing_to(folder):
+        folder.mkdir(parents=True, exist_ok=True)
+        lock = _own(folder, folder)
+    try:
+        yield
+    finally:
+        os.close(lock)
+
+
 def check_new(final: Path) -> None:
     """Raises ExtrapolationError if there is something of that name."""
     if final.exists() or final.is_symlink():

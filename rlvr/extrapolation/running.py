@@ -41,14 +41,15 @@ class Options:
 
 def run_extrapolation(base: Path, tuned: Path, alpha: float | None, at_step: float | None, options: Options) -> None:
     """A + alpha (B - A); with `at_step` N, alpha = (N - step of A) / (step of B - step of A)."""
-    sources = _open([base, tuned], options)
+    check_new(options.out)
+    sources = open_sources([base, tuned], options)
     if alpha is None:
         assert at_step is not None
         start, end = _steps(sources.views, "--alpha")
         if start == end:
             raise ExtrapolationError(f"{base} and {tuned} are both of step {start}; give checkpoints of two steps.")
         alpha = (at_step - start) / (end - start)
-    _run("extrapolate", {"alpha": alpha}, sources, treatments(sources.tuned, options.rules()), options, {})
+    compute("extrapolate", {"alpha": alpha}, sources, treatments(sources.tuned, options.rules()), options, {})
 
 
 def run_line_fit(checkpoints: Sequence[Path], at_step: float, min_r2: float, options: Options) -> None:
@@ -57,35 +58,37 @@ def run_line_fit(checkpoints: Sequence[Path], at_step: float, min_r2: float, opt
         raise ExtrapolationError(
             f"--fit needs 3 checkpoints or more, not {len(checkpoints)}; for 2, give --base and --tuned."
         )
-    sources = _open(checkpoints, options, by_step=True)
+    check_new(options.out)
+    sources = open_sources(checkpoints, options, by_step=True)
     steps = _steps(sources.views, "--base, --tuned and --alpha")
     chosen = treatments(sources.tuned, options.rules())
     sources.check_arithmetic([name for name, each in chosen.items() if not each.copied])
-    with _progress(Console()) as progress:
+    with values_progress(Console()) as progress:
         values = sum(sources.infos[name].numel for name, each in chosen.items() if not each.copied)
         bar = progress.add_task("fit", total=values)
         chosen, fits = gated(sources, chosen, steps, min_r2, lambda done: progress.advance(bar, done))
     notes = {"min_r2": min_r2, "r2": fits}
-    _run("line_fit", {"steps": steps, "at": at_step}, sources, chosen, options, notes, fits)
+    compute("line_fit", {"steps": steps, "at": at_step}, sources, chosen, options, notes, fits)
 
 
 def run_average(checkpoints: Sequence[Path], weights: Sequence[float], options: Options) -> None:
-    sources = _open(checkpoints, options)
+    check_new(options.out)
+    sources = open_sources(checkpoints, options)
     if len(weights) != len(checkpoints):
         raise ExtrapolationError(f"{len(checkpoints)} checkpoints have {len(weights)} weights; give one for each.")
-    _run("average", {"weights": weights}, sources, treatments(sources.tuned, options.rules()), options, {})
+    compute("average", {"weights": weights}, sources, treatments(sources.tuned, options.rules()), options, {})
 
 
 def run_timber(base: Path, tuned: Path, keep: float, options: Options) -> None:
-    sources = _open([base, tuned], options)
-    _run("timber", {"keep": keep}, sources, treatments(sources.tuned, options.rules()), options, {})
+    check_new(options.out)
+    sources = open_sources([base, tuned], options)
+    compute("timber", {"keep": keep}, sources, treatments(sources.tuned, options.rules()), options, {})
 
 
-def _open(paths: Sequence[Path], options: Options, by_step: bool = False) -> Sources:
+def open_sources(paths: Sequence[Path], options: Options, by_step: bool = False) -> Sources:
     """The checkpoints, with `by_step` from the first step to the last. What is cheap to refuse is refused first."""
     from rlvr.extrapolation.checkpoints import open_checkpoint
 
-    check_new(options.out)
     if options.dtype is not None and options.dtype not in DTYPES:
         raise ExtrapolationError(f"--dtype {options.dtype} is not among {', '.join(DTYPES)}; give one of them.")
     if not options.max_shard_gb > 0.0:
@@ -106,7 +109,7 @@ def _steps(views: Sequence[WeightView], instead: str) -> list[int]:
     return steps
 
 
-def _run(
+def compute(
     operation: str,
     settings: Mapping[str, Any],
     sources: Sources,
@@ -127,7 +130,7 @@ def _run(
     dtype = None if options.dtype is None else DTYPES[options.dtype]
     job = Job(operation, settings, sources, chosen, dtype, options.adapter_base)
     console = Console()
-    with _progress(console) as progress:
+    with values_progress(console) as progress:
         bar = progress.add_task(operation, total=sum(info.numel for info in sources.infos.values()))
 
         def advance(values: int) -> None:
@@ -141,7 +144,7 @@ def _run(
     report(_line(written, options.out))
 
 
-def _progress(console: Console) -> Progress:
+def values_progress(console: Console) -> Progress:
     return Progress(
         TextColumn("{task.description}"),
         BarColumn(),

@@ -2,7 +2,7 @@
 
 import json
 from collections.abc import Collection, Mapping, Sequence
-from contextlib import nullcontext
+from contextlib import AbstractContextManager, nullcontext
 from dataclasses import dataclass
 from typing import Any
 
@@ -40,7 +40,7 @@ class ModelSampler:
         was_training = self.model.training
         self.model.eval()
         try:
-            with self._precision():
+            with mixed_precision(self.settings, self.model.device):
                 config = self._config(ends, temperature)
                 generated = generate(input_ids=ids, attention_mask=mask, generation_config=config)
         finally:
@@ -90,12 +90,6 @@ class ModelSampler:
         }
         return GenerationConfig(**options, disable_compile=True)
 
-    def _precision(self) -> Any:
-        if self.settings["bf16"] or self.settings["fp16"]:
-            dtype = torch.bfloat16 if self.settings["bf16"] else torch.float16
-            return torch.autocast(self.model.device.type, dtype=dtype)
-        return nullcontext()
-
     def _decoded(self, prompts: list[Any], prompt_ids: list[list[int]], completion_ids: list[list[int]]) -> list[Any]:
         tokenizer = self.tokenizer
         is_chat = not isinstance(prompts[0], str)
@@ -104,6 +98,13 @@ class ModelSampler:
             return [[parse_response(tokenizer, ids, prefix=before)] for before, ids in pairs]
         texts = tokenizer.batch_decode(completion_ids, skip_special_tokens=True)
         return [[{"role": "assistant", "content": text}] for text in texts] if is_chat else texts
+
+
+def mixed_precision(settings: Mapping[str, Any], device: torch.device) -> AbstractContextManager[Any]:
+    """What a trainer with these settings of `bf16` and `fp16` runs its model under."""
+    if settings["bf16"] or settings["fp16"]:
+        return torch.autocast(device.type, dtype=torch.bfloat16 if settings["bf16"] else torch.float16)
+    return nullcontext()
 
 
 def end_token_ids(model: PreTrainedModel, tokenizer: PreTrainedTokenizerBase) -> list[int]:

@@ -7,6 +7,7 @@ from tests.golden.mutant_list_guidance import GUIDANCE_FAULTS, GUIDANCE_TESTS
 from tests.golden.mutant_list_ops import OPS_FAULTS
 from tests.golden.mutant_list_regularizers import REGULARIZER_FAULTS
 from tests.golden.mutant_list_rewards import POOL_TESTS, REWARD_FAULTS, TESTS_OF_REWARDS
+from tests.golden.mutant_list_search import SEARCH_FAULTS, SEARCH_TESTS
 from tests.golden.mutant_list_switches import SWITCH_FAULTS
 
 
@@ -129,7 +130,7 @@ OBJECTIVE, BATCHING, MODEL, TRAINER = "objectives/objective.py", "batching.py", 
 STAGE, FROZEN, VERIFY, SUPPORT = "advantages.py", "frozen.py", "verification/verify.py", "ops/support.py"
 GROUP_FILTER = "objectives/group_filter.py"
 REWARD_KL, STEP_SUMS = "objectives/reward_kl.py", "reporting/step_sums.py"
-EVALUATE, CALLBACK, METRICS = "evaluation/evaluate.py", "evaluation/callback.py", "reporting/metrics.py"
+EVALUATE, PASSES, METRICS = "evaluation/evaluate.py", "evaluation/passes.py", "reporting/metrics.py"
 
 # Faults of the step around the maths.
 STEP_FAULTS: tuple[tuple[str, str, str, str], ...] = (
@@ -266,7 +267,7 @@ STEP_FAULTS: tuple[tuple[str, str, str, str], ...] = (
     (STAGE, "torch.where(keep, each, 0.0)", "each", "tokens of dropped groups are trained on"),
     (STEP_SUMS, "torch.maximum(self._maxima.get(name, value), value)", "value", "maximum of the last micro-batch"),
     (STEP_SUMS, "everyones.amax(dim=0)", "everyones.sum(dim=0)", "maxima added up"),
-    (CALLBACK, "fork_rng()", "fork_rng(enabled=False)", "evaluation moves the run's random numbers"),
+    (PASSES, "fork_rng()", "fork_rng(enabled=False)", "evaluation moves the run's random numbers"),
     (EVALUATE, "if None not in r.outcomes and", "if r.outcomes and", "prompts without a verdict counted"),
     (EVALUATE, "sum(o == 1.0 for o in r.outcomes)", "sum(o == 1.0 for o in r.rewards)", "pass@k of rewards"),
     (METRICS, "(pass_rates == 0)", "(pass_rates != 1)", "mixed groups counted as unsolved"),
@@ -285,7 +286,7 @@ TESTS_OF: dict[str, tuple[str, ...]] = {
     BATCHING: ("tests/unit/test_batching.py",),
     MODEL: ("tests/invariance/test_policy.py",),
     TRAINER: (STAGES, "tests/unit/test_regularizers_in_trainer.py"),
-    CALLBACK: (STAGES,),
+    PASSES: (STAGES,),
     EVALUATE: ("tests/unit/test_evaluate.py",),
     METRICS: ("tests/unit/test_evaluate.py", "tests/unit/test_metrics.py"),
     STAGE: (STAGES, REWARD_TESTS, "tests/unit/test_group_filter_in_trainer.py"),
@@ -315,5 +316,6 @@ MUTANTS = (
     *(Mutant(*fault, tests=OPS_TESTS) for fault in OPS_FAULTS),
     *(Mutant(*fault, tests=GUIDANCE_TESTS) for fault in GUIDANCE_FAULTS),
     *(Mutant(*fault, tests=EXTRAPOLATION_TESTS[fault[0]]) for fault in EXTRAPOLATION_FAULTS),
+    *(Mutant(*fault, tests=SEARCH_TESTS[fault[0]]) for fault in SEARCH_FAULTS),
     *(Mutant(*fault, tests=TESTS_OF_REWARDS.get(fault[0], POOL_TESTS)) for fault in REWARD_FAULTS),
 )
