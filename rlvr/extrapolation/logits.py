@@ -64,7 +64,7 @@ class ExtrapolatedLM(PreTrainedModel, GenerationMixin):
     tuned: CausalLM
 
     def __init__(self, base: CausalLM | None, tuned: CausalLM, alpha: float) -> None:
-        check_alpha(alpha, "alpha")
+        _check_alpha(alpha)
         own = _without_adapter(tuned)
         super().__init__(copy.deepcopy(own.config))
         self.generation_config = copy.deepcopy(own.generation_config)
@@ -144,7 +144,7 @@ def load_extrapolated(
     onto the base that it names. Raises UserError for models that are not there or do not load, and ExtrapolationError
     for adapters that do not fit and tokenizers that give other ids to the same tokens.
     """
-    check_alpha(alpha, "alpha")
+    _check_alpha(alpha)
     is_shared = _is_adapter(tuned) and not _is_adapter(base)
     settings: dict[str, Any] = {
         "dtype": dtype,
@@ -204,10 +204,9 @@ def check_same_tokens(
         )
 
 
-def check_alpha(alpha: float, where: str) -> None:
-    """Raises ExtrapolationError unless alpha is finite; `where` opens the message."""
+def _check_alpha(alpha: float) -> None:
     if not math.isfinite(alpha):
-        raise ExtrapolationError(f"{where} is {alpha}; give a finite number such as 1.5.")
+        raise ExtrapolationError(f"alpha is {alpha}; give a finite number such as 1.5.")
 
 
 def _without_adapter(model: CausalLM) -> PreTrainedModel:

@@ -10,6 +10,7 @@ import typer
 from rlvr.command_errors import user_errors
 from rlvr.config import load_recipe
 from rlvr.errors import ExtrapolationError
+from rlvr.extrapolation.options import check_number
 
 logits_app = typer.Typer(no_args_is_help=True, help="Decode with the logits A + alpha (B - A) of two models.")
 
@@ -36,6 +37,7 @@ class Asked:
             raise ExtrapolationError(
                 "Which logits is not clear; write logits --base A --tuned B --alpha X before the command."
             )
+        check_number("--alpha", self.alpha)
         return self.base, self.tuned, self.alpha
 
 

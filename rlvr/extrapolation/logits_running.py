@@ -31,9 +31,10 @@ from rlvr.errors import DataError, ExtrapolationError
 from rlvr.evaluation.evaluate import EvaluationResult
 from rlvr.evaluation.sets import SetKind
 from rlvr.evaluation.standalone import evaluate_model
-from rlvr.extrapolation.logits import ExtrapolatedLM, check_alpha, check_same_tokens, load_extrapolated
+from rlvr.extrapolation.logits import ExtrapolatedLM, check_same_tokens, load_extrapolated
 from rlvr.model import load_tokenizer
 from rlvr.reporting.console import progress_columns
+from rlvr.rollout.generating import end_token_ids
 
 PROMPTS_AT_ONCE = 16
 
@@ -58,8 +59,8 @@ class Sampling:
         if not 0 <= self.seed < 2**32:
             raise ExtrapolationError(f"--seed is {self.seed}; give a whole number from 0 to {2**32 - 1}.")
 
-    def config(self, tokenizer: PreTrainedTokenizerBase) -> GenerationConfig:
-        """For `generate`: these settings, and no sampling settings that a model's own may hold."""
+    def config(self, pad: int, ends: list[int]) -> GenerationConfig:
+        """For `generate`: these settings, and none for sampling that a model brings; the ids are those of tokens."""
         chosen: dict[str, Any] = {"do_sample": False}
         if self.temperature > 0.0:
             others = {"top_k": 0, "min_p": 0.0, "typical_p": 1.0}
@@ -70,7 +71,8 @@ class Sampling:
             num_return_sequences=1,
             repetition_penalty=1.0,
             no_repeat_ngram_size=0,
-            pad_token_id=tokenizer.pad_token_id,
+            pad_token_id=pad,
+            eos_token_id=ends,
             **chosen,
         )
 
@@ -79,7 +81,6 @@ def run_generate(
     base: str, tuned: str, alpha: float, texts: Sequence[str], file: Path | None, sampling: Sampling
 ) -> None:
     """Prints a completion of each of the texts and of the prompts of the file to the standard output."""
-    check_alpha(alpha, "--alpha")
     prompts = [*texts, *([] if file is None else _prompts_of(file))]
     if not prompts:
         raise ExtrapolationError("There is nothing to complete; give --prompt TEXT or --prompts FILE.")
@@ -111,7 +112,6 @@ def run_eval(
     The models are loaded as the recipe says of its own. Raises UserError, also where the recipe's tokenizer, which
     makes the prompts, has other tokens than the models.
     """
-    check_alpha(alpha, "--alpha")
     if output is not None and not output.absolute().parent.is_dir():
         raise ExtrapolationError(f"--output {output}: there is no folder {output.absolute().parent}; make it first.")
     config = loaded.recipe.model
@@ -175,15 +175,15 @@ def _completed(
 ) -> list[tuple[str, bool]]:
     """The completions of a batch of prompts, and whether each was cut by its length."""
     encoded = _encoded(tokenizer, prompts, sampling.uses_chat).to(model.device)
+    ends = end_token_ids(model, tokenizer)
     generator: Any = model
     tokens = generator.generate(
         input_ids=encoded["input_ids"],
         attention_mask=encoded["attention_mask"],
-        generation_config=sampling.config(tokenizer),
+        generation_config=sampling.config(tokenizer.pad_token_id, ends),
         stopping_criteria=StoppingCriteriaList([counting]),
     )[:, encoded["input_ids"].shape[1] :]
-    ends = torch.tensor(_end_tokens(model), device=tokens.device, dtype=tokens.dtype)
-    are_cut = ~torch.isin(tokens, ends).any(dim=1)
+    are_cut = ~torch.isin(tokens, torch.tensor(ends, device=tokens.device)).any(dim=1)
     return list(zip(tokenizer.batch_decode(tokens, skip_special_tokens=True), are_cut.tolist(), strict=True))
 
 
@@ -197,11 +197,6 @@ def _encoded(tokenizer: PreTrainedTokenizerBase, prompts: Sequence[str], uses_ch
     )
     assert isinstance(encoded, BatchEncoding)
     return encoded
-
-
-def _end_tokens(model: ExtrapolatedLM) -> list[int]:
-    ends = model.generation_config.eos_token_id
-    return [] if ends is None else [ends] if isinstance(ends, int) else list(ends)
 
 
 def _prompts_of(path: Path) -> list[str]:

@@ -60,6 +60,16 @@ def test_ends_are_the_models_themselves(alpha: float, pair: str) -> None:
     assert not torch.equal(sampled, reference)
 
 
+def test_defaults_of_generate_are_those_of_the_tuned_model() -> None:
+    base, tuned = qwen3(0), qwen3(1)
+    tuned.generation_config.max_new_tokens = 4
+    tuned.generation_config.repetition_penalty = 3.0
+    base.generation_config.max_new_tokens = 6
+    found = ExtrapolatedLM(base, tuned, 1.0).generate(PROMPTS, attention_mask=MASK)
+    assert found.shape[1] == PROMPTS.shape[1] + 4
+    assert torch.equal(found, tuned.generate(PROMPTS, attention_mask=MASK))
+
+
 def test_linear_in_alpha() -> None:
     base, tuned = qwen3(0), qwen3(1)
     at = {alpha: logits(ExtrapolatedLM(base, tuned, alpha), PROMPTS) for alpha in (0.5, 1.5, 2.5)}
