@@ -3,12 +3,13 @@
 LINEARITY, MEASURE = "extrapolation/linearity.py", "extrapolation/linearity_measure.py"
 LOGPROBS, REPORT = "extrapolation/linearity_logprobs.py", "extrapolation/linearity_report.py"
 
-RUNS = ("tests/unit/test_linearity.py",)
+GOLDEN, RUNS = ("tests/golden/test_linearity.py",), ("tests/unit/test_linearity.py",)
+COMPLETIONS = ("tests/unit/test_linearity_logprobs.py",)
 LINEARITY_TESTS = {
-    LINEARITY: ("tests/golden/test_linearity.py",),
-    MEASURE: RUNS,
-    LOGPROBS: ("tests/unit/test_linearity_logprobs.py",),
-    REPORT: (*RUNS, "tests/unit/test_linearity_logprobs.py"),
+    LINEARITY: GOLDEN,
+    MEASURE: (*GOLDEN, *RUNS, *COMPLETIONS),
+    LOGPROBS: COMPLETIONS,
+    REPORT: (*RUNS, *COMPLETIONS),
 }
 
 # (file under rlvr/, old text, new text, description)

@@ -139,16 +139,19 @@ def test_windows_that_turn_back(tmp_path: Path) -> None:
 
 
 def test_effective_rank_of_a_move(tmp_path: Path) -> None:
+    """In three directions up to step 400, in another one after it: what counts is the whole way."""
+
     def move(step: int, name: str, weight: Tensor) -> Tensor:
         if weight.dim() != 2:
             return weight
         generator = torch.Generator().manual_seed(1)
-        left, right = (torch.randn(size, 2, generator=generator, dtype=torch.float64) for size in weight.shape)
-        return (weight + step / 500 * left @ right.T).float()
+        left, right = (torch.randn(size, 4, generator=generator, dtype=torch.float64) for size in weight.shape)
+        lengths = torch.tensor([min(step, 400) / 400] * 3 + [max(step - 400, 0) / 100])
+        return (weight + left * lengths @ right.T).float()
 
     tensors = report_of(make_run(tmp_path, move), "--no-logprobs")["weights"]["tensors"]
     matrices = {each["effective_rank"] for each in tensors if len(each["shape"]) == 2}
-    assert 2 in matrices <= {2, 3}  # 3 where the rounding of float32 counts
+    assert 4 in matrices <= {3, 4, 5}  # 5 where the rounding of float32 counts
     assert {each["effective_rank"] for each in tensors if len(each["shape"]) == 1} == {None}
 
 

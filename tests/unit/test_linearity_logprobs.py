@@ -24,6 +24,7 @@ from rlvr.extrapolation.linearity_logprobs import (
     sample_completions,
     token_batches,
     token_label,
+    token_logprobs,
 )
 from tests.conftest import sharp, tiny_model, tiny_tokenizer
 from tests.reference import linearity as reference
@@ -163,6 +164,8 @@ def test_batching_changes_nothing(line_run: Path, monkeypatch: pytest.MonkeyPatc
     completions = sample_completions(model, tokenizer, plan_completions(loaded, tokenizer, 5, 2, 0), lambda done: None)
     views = [open_checkpoint(line_run / "checkpoint-300"), open_checkpoint(base)]
     whole = measure_logprobs(model, views, completions, 0, lambda done: None)
+    one_by_one = [token_logprobs(model, [each], 0, lambda done: None) for each in completions]
+    assert torch.allclose(torch.cat(one_by_one), whole[1], atol=1e-5)
     monkeypatch.setattr("rlvr.extrapolation.linearity_logprobs.TOKENS_AT_ONCE", 1)
     counted: list[int] = []
     alone = measure_logprobs(model, views, completions, 0, counted.append)
