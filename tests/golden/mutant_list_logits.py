@@ -63,6 +63,8 @@ LOGITS_FAULTS: tuple[tuple[str, str, str, str], ...] = (
         "prompts in another model's tokens",
     ),
     (RUNNING, "~torch.isin(tokens, torch.tensor(ends", "torch.isin(tokens, torch.tensor(ends", "cut and ended swapped"),
+    (RUNNING, "if bool(logits.isnan().any())", "if bool(logits.isinf().any())", "NaN sampled from"),
+    (LOGITS, "if not abs(alpha) <=", "if abs(alpha) >", "alpha NaN is not beyond the limit"),
 )
 
 BOTH_TESTS = ("tests/unit/test_extrapolation_logits.py", "tests/unit/test_extrapolation_logits_commands.py")
