@@ -1,7 +1,6 @@
 """Extrapolation at decode time: the logits of two models, or of one with and without its adapter, as those of one."""
 
 import copy
-import math
 from collections.abc import Iterator
 from contextlib import contextmanager
 from pathlib import Path
@@ -24,6 +23,7 @@ from rlvr.model import load_policy, load_tokenizer
 
 CausalLM = PreTrainedModel | PeftModel
 Switch = BaseTunerLayer | AuxiliaryTrainingWrapper
+LARGEST_ALPHA = 1e6  # so that no logits leave the range of float32
 REASON_CHARACTERS = 300  # PyTorch names every tensor
 
 
@@ -54,8 +54,8 @@ class ExtrapolatedLM(PreTrainedModel, GenerationMixin):
     `base` None, the base is the tuned PEFT model with its adapter off, and one set of weights is in memory. Both models
     are put in evaluation mode.
 
-    Raises ExtrapolationError for an alpha that is NaN or infinite, for models whose vocabularies differ in size, and
-    for adapters that cannot be switched off.
+    Raises ExtrapolationError for an alpha that is NaN or beyond 10^6, models whose vocabularies differ in size, and
+    adapters that cannot be switched off.
     """
 
     # What the two models run with was decided when they were loaded.
@@ -205,8 +205,8 @@ def check_same_tokens(
 
 
 def _check_alpha(alpha: float) -> None:
-    if not math.isfinite(alpha):
-        raise ExtrapolationError(f"alpha is {alpha}; give a finite number such as 1.5.")
+    if not abs(alpha) <= LARGEST_ALPHA:  # NaN fails the comparison too
+        raise ExtrapolationError(f"alpha is {alpha:g}; give a finite number such as 1.5, {LARGEST_ALPHA:g} at most.")
 
 
 def _without_adapter(model: CausalLM) -> PreTrainedModel:

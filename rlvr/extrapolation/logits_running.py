@@ -133,11 +133,15 @@ def run_eval(
 
 
 def _loaded(base: str, tuned: str, alpha: float, **settings: Any) -> tuple[ExtrapolatedLM, PreTrainedTokenizerBase]:
-    """The model on the accelerator, where there is one."""
+    """The model, on the accelerator where there is one. Raises ExtrapolationError if nothing can be sampled from it."""
     disable_progress_bar()  # transformers draws one per weight file, across our own
     model, tokenizer = load_extrapolated(base, tuned, alpha, **settings)
     if (device := torch.accelerator.current_accelerator(check_available=True)) is not None:
         torch.nn.Module.to(model, device)
+    with torch.no_grad():
+        logits = model(input_ids=torch.tensor([[tokenizer.pad_token_id]], device=model.device)).logits
+    if bool(logits.isnan().any()):
+        raise ExtrapolationError(f"The logits of {base} or of {tuned} are NaN; take other checkpoints.")
     return model, tokenizer
 
 

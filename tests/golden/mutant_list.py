@@ -5,6 +5,7 @@ from dataclasses import dataclass
 from tests.golden.mutant_list_extrapolation import EXTRAPOLATION_FAULTS, EXTRAPOLATION_TESTS
 from tests.golden.mutant_list_guidance import GUIDANCE_FAULTS, GUIDANCE_TESTS
 from tests.golden.mutant_list_linearity import LINEARITY_FAULTS, LINEARITY_TESTS
+from tests.golden.mutant_list_logits import LOGITS_FAULTS, LOGITS_TESTS
 from tests.golden.mutant_list_ops import OPS_FAULTS
 from tests.golden.mutant_list_regularizers import REGULARIZER_FAULTS
 from tests.golden.mutant_list_rewards import POOL_TESTS, REWARD_FAULTS, TESTS_OF_REWARDS
@@ -317,6 +318,7 @@ MUTANTS = (
     *(Mutant(*fault, tests=OPS_TESTS) for fault in OPS_FAULTS),
     *(Mutant(*fault, tests=GUIDANCE_TESTS) for fault in GUIDANCE_FAULTS),
     *(Mutant(*fault, tests=EXTRAPOLATION_TESTS[fault[0]]) for fault in EXTRAPOLATION_FAULTS),
+    *(Mutant(*fault, tests=LOGITS_TESTS[fault[0]]) for fault in LOGITS_FAULTS),
     *(Mutant(*fault, tests=SEARCH_TESTS[fault[0]]) for fault in SEARCH_FAULTS),
     *(Mutant(*fault, tests=LINEARITY_TESTS[fault[0]]) for fault in LINEARITY_FAULTS),
     *(Mutant(*fault, tests=TESTS_OF_REWARDS.get(fault[0], POOL_TESTS)) for fault in REWARD_FAULTS),

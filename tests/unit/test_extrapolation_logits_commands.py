@@ -1,6 +1,7 @@
 """Saved models whose logits are extrapolated, and `rlvr extrapolate logits`."""
 
 import json
+import math
 import subprocess
 import sys
 from pathlib import Path
@@ -180,6 +181,8 @@ PROMPT = ("generate", "--prompt", "b")
     [
         (("--base", "base", "--alpha", "1", *PROMPT), "Which logits is not clear"),
         (("--base", "base", "--tuned", "tuned", "--alpha", "nan", *PROMPT), "--alpha is nan; give a finite number"),
+        (("--base", "base", "--tuned", "tuned", "--alpha", "-2e6", *PROMPT), "1e+06 at most"),
+        (("--base", "base", "--tuned", "broken", "--alpha", "1.5", *PROMPT), "The logits of base or of broken are NaN"),
         (("--base", "gone/", "--tuned", "tuned", "--alpha", "1", *PROMPT), "gone/"),
         (("--base", "builtin://x", "--tuned", "tuned", "--alpha", "1", *PROMPT), "no built-in model 'builtin://x'"),
         (("--base", "builtin://starter", "--tuned", "tuned", "--alpha", "1", *PROMPT), "tokenizers of the base"),
@@ -197,6 +200,10 @@ PROMPT = ("generate", "--prompt", "b")
     ],
 )
 def test_refused_in_one_sentence(pair: tuple[str, ...], tmp_path: Path, arguments: tuple[str, ...], words: str) -> None:
+    if "broken" in arguments:
+        broken = tiny_model(1)
+        broken.model.norm.weight.data[0] = math.nan
+        save(tmp_path / "broken", broken)
     (tmp_path / "bad.jsonl").write_text('{"prompt": "b"}\n{"prompt": 3}\n')
     result = call(*(() if arguments[0] == "--base" else pair), *arguments)
     assert result.exit_code == 2, result.output
