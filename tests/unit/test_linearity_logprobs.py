@@ -73,6 +73,7 @@ def test_log_probabilities_of_a_run(line_run: Path) -> None:
             moved, key=lambda each: abs(each[0] - example["values"][0]) + abs(each[-1] - example["values"][-1])
         )
         assert example["values"] == pytest.approx(nearest, abs=1e-4)
+        assert example["r2"] == pytest.approx(reference.r_squared(example["values"], report["steps"]), rel=1e-9)
     assert report["settings"]["prompts"] == 4
     assert report["settings"]["sampling"]["max_completion_length"] == 6
 
