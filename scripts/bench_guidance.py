@@ -53,7 +53,8 @@ HINTS = {  # the starter's hints are the sum that is left, which is enough for t
 
 def hint_of(row: dict[str, Any]) -> str:
     """The sum that is left."""
-    terms = tuple(int(term.replace(" ", "")) for term in re.findall(r"[+-]? ?\d+", row["metadata"]["expression"]))
+    expression = json.loads(row["metadata"])["expression"]
+    terms = tuple(int(term.replace(" ", "")) for term in re.findall(r"[+-]? ?\d+", expression))
     return ChainSum(terms).rest(LEFT).text
 
 

@@ -6,8 +6,8 @@ Five sets: short numbers; symbolic answers; the same with 1 in 100 replaced by a
 number too large to compute, by one that only a limit on time stops. Every measurement is a process of its own, ended
 after `--cap` seconds, and the contestants alternate. Start-up and 20 answers to warm up are not counted. All answers of
 all rounds are distinct, so nothing is found in a cache (`cached` says so). Ours has 2 workers, a deadline of 5 s, as
-math-verify has, and 1 s of processor time. The last figures are the cost of the workers for 64 completions of a reward
-that needs next to no time, and the share of verification in a training step of the starter.
+math-verify has, and 0.5 s of processor time. The last figures are the cost of the workers for 64 completions of a
+reward that needs next to no time, and the share of verification in a training step of the starter.
 """
 
 import argparse
@@ -28,7 +28,7 @@ from typing import Any
 from rich.console import Console
 from rich.table import Table
 
-WORKERS, TIMEOUT_S, CPU_S, MEMORY_MB = 2, 5.0, 1.0, 1024  # the defaults of a recipe, on two cores
+WORKERS, TIMEOUT_S, CPU_S, MEMORY_MB = 2, 5.0, 0.5, 1024  # the defaults of a recipe, on two cores
 CONTESTANTS = ("rlvr", "math_verify", "trl")
 SETS = ("numbers", "symbolic", "hostile", "too large", "endless")
 WARM_UP = 20

@@ -119,7 +119,7 @@ class RewardsConfig(Section):
     gate_at: float = 1.0
     workers: int = Field(default_factory=default_workers, ge=0)  # processes per process of the run; 0: judge in it
     timeout_s: float = Field(default=5.0, gt=0)  # per judgement
-    cpu_s: float = Field(default=1.0, gt=0)  # of them, on the processor: a hundred times what a judgement usually takes
+    cpu_s: float = Field(default=0.5, gt=0)  # of them, on the processor: a hundred times what a judgement usually takes
     memory_mb: int = Field(default=1024, ge=64)  # per worker, beyond the imported rewards
     async_concurrency: int = Field(default=64, ge=1)  # judgements at once
     # For all asynchronous judgements of a step together; those that take the verifier's outcomes have as long again.

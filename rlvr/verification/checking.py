@@ -107,7 +107,7 @@ class _Subject:
     ) -> None:
         self.name = RewardFunctionConfig(use=use).label
         limits = limits_of(RewardsConfig.model_validate({"functions": [use]}))
-        self.timeout_s = min(limits.timeout_s, limits.cpu_s)
+        self.timeout_s = limits.timeout_s
         self.judge = Afresh(1, limits)
         self.function = RewardFunction(self.name, 1.0, function)
         self.reward: Any = function
