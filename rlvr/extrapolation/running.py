@@ -119,10 +119,12 @@ def _steps(views: Sequence[WeightView], instead: str) -> list[int]:
 
 def _located(path: Path) -> Path:
     """A folder or a file; `builtin://starter`, which a path writes with one slash, is a folder too."""
-    from rlvr.model import resolve_model_path
-
     scheme, colon, name = path.as_posix().partition(":/")
-    return Path(resolve_model_path(f"{scheme}://{name}")) if colon and scheme == "builtin" else path
+    if not colon or scheme != "builtin":
+        return path
+    from rlvr.model import resolve_model_path  # transformers, which takes longer to import than most of what follows
+
+    return Path(resolve_model_path(f"{scheme}://{name}"))
 
 
 def compute(
