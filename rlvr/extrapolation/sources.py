@@ -9,7 +9,7 @@ from torch import Tensor
 from rlvr.errors import ExtrapolationError
 from rlvr.extrapolation.view import TensorInfo, WeightView
 
-BLOCK_VALUES = 1 << 21  # of a tensor that are read and computed at once: 8 MB in float32
+BLOCK_VALUES = 1 << 19  # of a tensor that are read and computed at once: 2 MB in float32, which memory is reused for
 NAMED_AT_MOST = 5
 FLOATS = (torch.float64, torch.float32, torch.bfloat16, torch.float16)
 
