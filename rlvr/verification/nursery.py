@@ -119,7 +119,9 @@ def serve(connection: Connection, rewards: Mapping[RewardSpec, ItemReward], limi
             return
         for item in items:
             signal.setitimer(signal.ITIMER_PROF, limits.cpu_s)
-            connection.send(perform(rewards[spec], options, item))
+            outcome = perform(rewards[spec], options, item)
+            signal.setitimer(signal.ITIMER_PROF, 0)  # or what is left of it would also pay for reading the next batch
+            connection.send(outcome)
 
 
 def _own_group(pid: int) -> None:

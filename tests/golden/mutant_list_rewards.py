@@ -18,6 +18,7 @@ REWARD_FAULTS: tuple[tuple[str, str, str, str], ...] = (
     (NURSERY, "prctl(PR_SET_PDEATHSIG, signal.SIGKILL)", "prctl(PR_SET_PDEATHSIG, 0)", "workers outlive the nursery"),
     (NURSERY, "_limit_memory(limits.memory_mb)", "_limit_memory(2**22)", "no limit on memory"),
     (NURSERY, "signal.setitimer(signal.ITIMER_PROF, limits.cpu_s)", "pass", "no limit on processor time"),
+    (NURSERY, "signal.setitimer(signal.ITIMER_PROF, 0)", "pass", "processor time between judgements counts"),
     (POOL, "if code == -signal.SIGPROF:", "if False:", "out of processor time is a death"),
     (TASKS, "signal.SIGPROF, limits.cpu_s)", "signal.SIGPROF, 1e6)", "no limit on processor time without workers"),
     (TASKS, "class _Deadline(BaseException)", "class _Deadline(Exception)", "a reward can swallow its deadline"),

@@ -8,6 +8,7 @@ import sys
 import threading
 import time
 from collections.abc import Callable, Iterator
+from multiprocessing import Pipe
 from pathlib import Path
 from typing import Any
 
@@ -17,7 +18,8 @@ from rewards._item import ItemReward, Judgement, Status, graded, item_reward
 from rewards.math_answer import math
 from rlvr.errors import RewardError
 from rlvr.verification.judging import Judge, Judged, shared_judge
-from rlvr.verification.tasks import Limits
+from rlvr.verification.nursery import serve
+from rlvr.verification.tasks import Limits, spec_of
 from tests.conftest import ROOT
 from tests.unit.hostile_rewards import broken, counting, framed, loaded_torch, obedient, tagged
 
@@ -111,6 +113,15 @@ def test_each_judgement_has_its_own_processor_time_and_waiting_takes_none(make_j
     texts = [*[f"burn 0.2 {index}" for index in range(5)], "doze 0.8"]
     for workers in (0, 1):
         assert told(ask(make_judge(workers, timeout_s=60.0, cpu_s=0.6), texts)) == [WRONG] * 6
+
+
+def test_no_processor_time_is_counted_between_judgements() -> None:
+    """Or a worker that reads its next batch could be ended, and the first answer of that batch be taken for endless."""
+    ours, theirs = Pipe()
+    theirs.send((spec_of(obedient), {}, [("yes", {"answer": "yes"})]))
+    threading.Thread(target=lambda: (theirs.recv(), theirs.close()), daemon=True).start()
+    serve(ours, {spec_of(obedient): obedient}, Limits(60.0, 60.0, 512))
+    assert signal.getitimer(signal.ITIMER_PROF) == (0.0, 0.0)
 
 
 def test_right_answers_after_more_hanging_ones_than_workers_are_right(make_judge: MakeJudge) -> None:
