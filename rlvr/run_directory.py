@@ -13,6 +13,7 @@ from rlvr.errors import UserError
 
 RECORDED_PACKAGES = ("rlvr", "torch", "trl", "transformers", "accelerate", "peft", "datasets", "deepspeed", "vllm")
 CHECKPOINT = re.compile(r"checkpoint-(\d+)")
+ADAPTER = "adapter_config.json"  # of a policy or checkpoint that is an adapter
 
 
 def claim(loaded: LoadedRecipe, resume: bool) -> None:

@@ -16,7 +16,7 @@ from typing import Any
 
 import torch
 from datasets import Dataset
-from peft import PeftModel
+from peft import PeftConfig, PeftModel
 from torch import Tensor
 from transformers import PreTrainedModel, PreTrainedTokenizerBase, TrainerCallback
 from transformers.trainer_utils import PREFIX_CHECKPOINT_DIR
@@ -79,6 +79,7 @@ class RLVRTrainer(GRPOTrainer):
         regularizers: Sequence[Regularizer] = (),
         guidance: Callable[[Tools], Guide] | None = None,
         jumps: PeriodicJumps | None = None,
+        peft_config: PeftConfig | None = None,
         train_dataset: Dataset,
         processing_class: PreTrainedTokenizerBase,
         callbacks: list[TrainerCallback] | None = None,
@@ -101,6 +102,7 @@ class RLVRTrainer(GRPOTrainer):
             train_dataset=train_dataset,
             processing_class=processing_class,
             callbacks=callbacks,
+            peft_config=peft_config,
         )
         attach_token_stats(self._base(self.model))
         if self.ref_model is not None:

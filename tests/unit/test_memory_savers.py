@@ -1,0 +1,86 @@
+"""Gradient checkpointing and bfloat16 with the scored forward pass, of a whole policy and of an adapter."""
+
+from typing import Any
+
+import pytest
+import torch
+from peft import LoraConfig, get_peft_model
+from transformers import PreTrainedModel, TrainerCallback
+
+from rlvr.trainer import RLVRTrainer
+from tests.conftest import MakeTrainer, sharp, tiny_model
+from tests.distributed.worker import REGULARIZERS
+
+Gradients = dict[str, torch.Tensor]
+
+
+def policy(kind: str) -> Any:
+    model = sharp(tiny_model())
+    if kind == "whole":
+        return model
+    torch.manual_seed(3)
+    return get_peft_model(model, LoraConfig(r=4, target_modules="all-linear", init_lora_weights=False))
+
+
+class Gradient(TrainerCallback):
+    """Of the first step."""
+
+    found: Gradients
+
+    def on_pre_optimizer_step(self, args: Any, state: Any, control: Any, model: torch.nn.Module, **_: Any) -> None:
+        self.found = {n: p.grad.float().clone() for n, p in model.named_parameters() if p.grad is not None}
+
+
+def gradients(make_trainer: MakeTrainer, kind: str, **changes: Any) -> tuple[Gradients, RLVRTrainer]:
+    trainer, callback = make_trainer(model=policy(kind), max_steps=1, **changes), Gradient()
+    trainer.add_callback(callback)
+    trainer.train()
+    assert callback.found.keys() == {n for n, p in trainer.model.named_parameters() if p.requires_grad}
+    return callback.found, trainer
+
+
+class Recomputed:
+    """Counts how often a layer runs with gradient."""
+
+    def __init__(self, model: PreTrainedModel) -> None:
+        self.times = 0
+        model.model.layers[0].mlp.register_forward_hook(self._count)
+
+    def _count(self, *_: Any) -> None:
+        self.times += torch.is_grad_enabled()
+
+
+@pytest.mark.parametrize("reentrant", [False, True])
+@pytest.mark.parametrize("kind", ["whole", "lora"])
+def test_checkpointing_gives_the_gradient_to_the_bit(make_trainer: MakeTrainer, kind: str, reentrant: bool) -> None:
+    options: dict[str, Any] = {"regularizers": REGULARIZERS}
+    expected, _ = gradients(make_trainer, kind, **options)
+    saving = {"gradient_checkpointing": True, "gradient_checkpointing_kwargs": {"use_reentrant": reentrant}}
+    found, trainer = gradients(make_trainer, kind, **options, **saving)
+    assert trainer._base(trainer.model).is_gradient_checkpointing
+    assert sum(value.norm() for value in expected.values()) > 1e-2
+    for name, value in expected.items():
+        assert torch.equal(found[name], value), name
+
+
+@pytest.mark.parametrize("kind", ["whole", "lora"])
+def test_layers_are_run_again_for_the_gradient(make_trainer: MakeTrainer, kind: str) -> None:
+    times = []
+    for saves in (False, True):
+        trainer = make_trainer(model=policy(kind), max_steps=1, gradient_checkpointing=saves)
+        counter = Recomputed(trainer._base(trainer.model))
+        trainer.train()
+        times.append(counter.times)
+    assert times[1] == 2 * times[0] > 0
+
+
+@pytest.mark.parametrize("kind", ["whole", "lora"])
+def test_bfloat16_gives_the_gradient_but_for_its_rounding(make_trainer: MakeTrainer, kind: str) -> None:
+    """Each product is rounded to 8 bits, 2^-9 of its size; of the whole gradient some 2^-6 is left at this depth."""
+    fixed = {"temperature": 1.0, "top_k": 1, "algorithm": {"advantage": "none"}}  # the same samples
+    expected, _ = gradients(make_trainer, kind, **fixed)
+    found, trainer = gradients(make_trainer, kind, bf16=True, **fixed)
+    assert trainer.model.dtype == torch.float32
+    first, second = (torch.cat([value.flatten() for value in each.values()]) for each in (expected, found))
+    assert not torch.equal(first, second)
+    assert (first - second).norm() < 2**-5 * first.norm()
