@@ -1,6 +1,7 @@
 """LoRA adapters of the policy: new ones to train, and saved ones on the base that they name."""
 
 import os
+import warnings
 from pathlib import Path
 from textwrap import shorten
 
@@ -17,6 +18,8 @@ from rlvr.model import BUILTIN
 
 LINEAR = (nn.Linear, Conv1D)
 REASON_CHARACTERS = 300  # PyTorch names every tensor
+# PEFT looks for the base's configuration when it saves an adapter, and without the Hub says of a built-in one each time:
+warnings.filterwarnings("ignore", message="Could not find a config file in builtin://")
 
 
 def peft_settings(config: ModelConfig, lora: LoRAConfig, model: PreTrainedModel) -> LoraConfig:

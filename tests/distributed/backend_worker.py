@@ -49,6 +49,9 @@ def train(folder: Path, case: str, processes: int, options: list[str]) -> None:
         trainer = seen["trainer"] = build_trainer(*args)
         if isinstance(trainer.model, PeftModel) and trainer.accelerator.is_main_process:
             save_file(get_peft_model_state_dict(trainer.model), folder / "start.safetensors")
+        if trainer.is_deepspeed_enabled:
+            # An offloaded optimiser would be DeepSpeed's Adam for CPUs, which takes minutes to compile; torch's serves.
+            trainer.accelerator.state.deepspeed_plugin.deepspeed_config["zero_force_ds_cpu_optimizer"] = False
         return trainer
 
     building.load_policy, run.build_trainer = watched_load, watched_build

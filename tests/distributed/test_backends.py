@@ -49,6 +49,7 @@ def gradient(folder: Path) -> dict[str, torch.Tensor]:
     """Of a run's one step, out of what Adam made of it: u = g / (|g| + 1)."""
     start = load_policy(ModelConfig(path="builtin://starter")).state_dict()
     after = load_file(folder / "full" / "run" / "policy" / "model.safetensors")
+    after.pop("lm_head.weight", None)  # some engines save a tied head under both of its names
     moves = {name: start[name] - value for name, value in after.items()}
     return {name: move / (1 - move.abs()) for name, move in moves.items()}
 

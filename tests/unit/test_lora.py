@@ -143,6 +143,9 @@ def trained_parts(loaded: LoadedRecipe) -> dict[str, torch.Tensor]:
 def test_base_is_named_so_that_other_machines_find_it(recipe: Path, tmp_path: Path) -> None:
     rows = [{"prompt": "solve 1 + 2 =", "answer": "3"}] * 2
     (tmp_path / "rows.jsonl").write_text("\n".join(map(json.dumps, rows)))
+    (tmp_path / "scoring.py").write_text(
+        "def vowels(completions, **_):\n    return [len(c) % 5 / 5 for c in completions]\n"
+    )
     options = ["model.path=builtin://starter", "trainer.max_steps=1", "evaluation.sets={}", "algorithm.kl_coef=0"]
     policy = run_recipe(load_recipe(recipe, options), resume=False)
     assert json.loads((policy / "adapter_config.json").read_text())["base_model_name_or_path"] == "builtin://starter"
