@@ -18,7 +18,7 @@ from rlvr.model import BUILTIN
 
 LINEAR = (nn.Linear, Conv1D)
 REASON_CHARACTERS = 300  # PyTorch names every tensor
-# PEFT looks for the base's configuration when it saves an adapter, and without the Hub says of a built-in one each time:
+# PEFT looks for the base's config.json whenever it saves an adapter, and says so where the base is a built-in one.
 warnings.filterwarnings("ignore", message="Could not find a config file in builtin://")
 
 
@@ -65,6 +65,16 @@ def name_base(model: PeftModel, config: ModelConfig) -> None:
     base = os.path.abspath(local) if config.path not in BUILTIN and local.exists() else config.path
     for settings in model.peft_config.values():
         settings.base_model_name_or_path = base
+
+
+def keep_small_steps(model: PeftModel) -> None:
+    """Puts what is trained into float32.
+
+    TRL makes adapters on quantised weights bfloat16, whose spacing of 2^-8 swallows the optimiser's steps.
+    """
+    for value in model.parameters():
+        if value.requires_grad:
+            value.data = value.data.float()
 
 
 def with_adapter(model: PreTrainedModel, folder: str) -> PeftModel:

@@ -14,7 +14,7 @@ from transformers import PreTrainedTokenizerBase, PrinterCallback, TrainerCallba
 from transformers import ProgressCallback as HFProgressCallback
 from trl import GRPOConfig
 
-from rlvr.adapters import name_base, peft_settings
+from rlvr.adapters import keep_small_steps, name_base, peft_settings
 from rlvr.config import LoadedRecipe
 from rlvr.config.schema import DataSource
 from rlvr.data import build_dataset, load_rows
@@ -109,6 +109,8 @@ def build_trainer(
     trainer.remove_callback(HFProgressCallback)
     if config.lora is not None:
         name_base(trainer.model, config)
+        if config.quantization is not None:
+            keep_small_steps(trainer.model)
         if trainer.is_fsdp_enabled:
             keep_wrap_policy(trainer.accelerator)
     return trainer

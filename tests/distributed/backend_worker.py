@@ -24,13 +24,15 @@ LORA = [
     "model.lora={rank: 4, alpha: 8, modules_to_save: [norm]}",
     "algorithm.kl_coef=0.1",
     "trainer.gradient_checkpointing=true",
+    "trainer.learning_rate=10.0",  # enough for A to move in its second step by more than its rounding
+    "trainer.max_steps=2",
 ]
 
 # What each case changes in the recipe. The second step of LoRA has a penalty and a gradient for both factors.
 CASES: dict[str, list[str]] = {
     "full": ["trainer.max_steps=1"],
-    "lora": [*LORA, "trainer.max_steps=2"],
-    "qlora": [*LORA, "trainer.max_steps=2", "model.quantization=4bit", "model.dtype=float32"],
+    "lora": LORA,
+    "qlora": [*LORA, "model.quantization=4bit", "model.dtype=float32"],
 }
 
 

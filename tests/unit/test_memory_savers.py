@@ -6,10 +6,10 @@ from typing import Any
 import pytest
 import torch
 from peft import LoraConfig, get_peft_model
-from transformers import PreTrainedModel, TrainerCallback
+from transformers import TrainerCallback
 
 from rlvr.trainer import RLVRTrainer
-from tests.conftest import MakeTrainer, sharp, tiny_model
+from tests.conftest import sharp, tiny_model
 from tests.distributed.worker import REGULARIZERS, one_step_trainer
 
 Gradients = dict[str, torch.Tensor]
@@ -36,47 +36,28 @@ class Gradient(TrainerCallback):
         self.found = {n: p.grad.float().clone() for n, p in model.named_parameters() if p.grad is not None}
 
 
-def gradients(folder: Path, model: Any, **changes: Any) -> tuple[Gradients, RLVRTrainer]:
-    """Of one step on fixed rollouts."""
-    trainer, callback = one_step_trainer(folder, "dapo", 1, model, **changes), Gradient()
+def gradients(folder: Path, model: Any, **changes: Any) -> tuple[Gradients, RLVRTrainer, int]:
+    """Of one step on fixed rollouts; and how often the first layer ran with gradient."""
+    trainer, callback, runs = one_step_trainer(folder, "dapo", 1, model, **changes), Gradient(), []
     trainer.add_callback(callback)
+    layer = trainer._base(trainer.model).model.layers[0]
+    layer.mlp.register_forward_pre_hook(lambda *_: runs.append(torch.is_grad_enabled()))
     trainer.train()
     assert callback.found.keys() == {n for n, p in trainer.model.named_parameters() if p.requires_grad}
-    return callback.found, trainer
+    return callback.found, trainer, sum(runs)
 
 
-class Recomputed:
-    """Counts how often a layer runs with gradient."""
-
-    def __init__(self, model: PreTrainedModel) -> None:
-        self.times = 0
-        model.model.layers[0].mlp.register_forward_pre_hook(self._count)
-
-    def _count(self, *_: Any) -> None:
-        self.times += torch.is_grad_enabled()
-
-
-@pytest.mark.parametrize("reentrant", [False, True])
+@pytest.mark.parametrize(("reentrant", "runs"), [(False, 2), (True, 1)])
 @pytest.mark.parametrize("kind", ["whole", "lora"])
-def test_checkpointing_gives_the_gradient_to_the_bit(tmp_path: Path, kind: str, reentrant: bool) -> None:
-    expected, _ = gradients(tmp_path, policy(kind), regularizers=REGULARIZERS)
+def test_checkpointing_gives_the_gradient_to_the_bit(tmp_path: Path, kind: str, reentrant: bool, runs: int) -> None:
+    """Layers are run again for it; a reentrant checkpoint runs them without gradient first."""
+    expected, _, before = gradients(tmp_path, policy(kind), regularizers=REGULARIZERS)
     saving = {"gradient_checkpointing": True, "gradient_checkpointing_kwargs": {"use_reentrant": reentrant}}
-    found, trainer = gradients(tmp_path, policy(kind), regularizers=REGULARIZERS, **saving)
-    assert trainer._base(trainer.model).is_gradient_checkpointing
+    found, _, after = gradients(tmp_path, policy(kind), regularizers=REGULARIZERS, **saving)
+    assert after == runs * before > 0
     assert sum(value.norm() for value in expected.values()) > 1e-2
     for name, value in expected.items():
         assert torch.equal(found[name], value), name
-
-
-@pytest.mark.parametrize("kind", ["whole", "lora"])
-def test_layers_are_run_again_for_the_gradient(make_trainer: MakeTrainer, kind: str) -> None:
-    times = []
-    for saves in (False, True):
-        trainer = make_trainer(model=policy(kind), max_steps=1, gradient_checkpointing=saves)
-        counter = Recomputed(trainer._base(trainer.model))
-        trainer.train()
-        times.append(counter.times)
-    assert times[1] == 2 * times[0] > 0
 
 
 @pytest.mark.parametrize("kind", ["whole", "lora"])
@@ -85,8 +66,8 @@ def test_bfloat16_gives_the_gradient_but_for_its_rounding(tmp_path: Path, kind: 
 
     Twice that is allowed. The logits are small: the rounding of large ones would count for as much again.
     """
-    expected, _ = gradients(tmp_path, policy(kind, confident=False))
-    found, trainer = gradients(tmp_path, policy(kind, confident=False), bf16=True)
+    expected, _, _ = gradients(tmp_path, policy(kind, confident=False))
+    found, trainer, _ = gradients(tmp_path, policy(kind, confident=False), bf16=True)
     assert trainer.model.dtype == torch.float32
     first, second = (torch.cat([value.flatten() for value in each.values()]) for each in (expected, found))
     error = ((first - second).norm() / first.norm()).item()
