@@ -10,7 +10,7 @@ from typing import Any
 import torch
 from datasets import Dataset
 from rich.console import Console
-from transformers import PreTrainedTokenizerBase, PrinterCallback, TrainerCallback, set_seed
+from transformers import PreTrainedTokenizerBase, PrinterCallback, TrainerCallback
 from transformers import ProgressCallback as HFProgressCallback
 from trl import GRPOConfig
 
@@ -19,7 +19,7 @@ from rlvr.config import LoadedRecipe
 from rlvr.config.schema import DataSource
 from rlvr.data import build_dataset, load_rows
 from rlvr.data.self_check import self_checked
-from rlvr.engines import check_engine, keep_wrap_policy
+from rlvr.engines import check_engine
 from rlvr.errors import RecipeError
 from rlvr.extrapolation.periodic import PeriodicJumps
 from rlvr.guidance.build import Record, guidance_of
@@ -90,7 +90,6 @@ def build_trainer(
     arguments = GRPOConfig(**trainer_arguments(loaded))
     check_engine(arguments, config.quantization)
     policy = load_policy(config)
-    set_seed(arguments.seed)  # of new adapters, the same on every process
     trainer = RLVRTrainer(
         policy,
         arguments,
@@ -111,8 +110,6 @@ def build_trainer(
         name_base(trainer.model, config)
         if config.quantization is not None:
             keep_small_steps(trainer.model)
-        if trainer.is_fsdp_enabled:
-            keep_wrap_policy(trainer.accelerator)
     return trainer
 
 

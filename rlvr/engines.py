@@ -2,8 +2,6 @@
 
 import os
 
-from accelerate import Accelerator
-from torch import nn
 from transformers.integrations.deepspeed import is_deepspeed_zero3_enabled
 from trl import GRPOConfig
 
@@ -31,22 +29,6 @@ def check_engine(arguments: GRPOConfig, quantization: Quantization | None) -> No
         "zero_force_ds_cpu_optimizer", True
     ):
         raise RecipeError(
-            f"trainer.optim: {arguments.optim!r} would be replaced by DeepSpeed's Adam for CPUs, as the launch"
+            f"trainer.optim: {arguments.optim.value!r} would be replaced by DeepSpeed's Adam for CPUs, as the launch"
             f" configuration offloads the optimiser; set it to {ADAM[0]!r}, or launch without offload_optimizer_device."
         )
-
-
-def keep_wrap_policy(accelerator: Accelerator) -> None:
-    """Lets FSDP2 shard a model with adapters layer by layer, as the launch configuration says.
-
-    For adapters transformers puts PEFT's policy of FSDP1 in its place when training starts. accelerate does not know
-    that one for FSDP2, and would make the whole model one unit, all of which is gathered at once.
-    """
-    plugin = accelerator.state.fsdp_plugin
-    own, set_policy = plugin.auto_wrap_policy, plugin.set_auto_wrap_policy
-
-    def set_own(model: nn.Module) -> None:
-        plugin.auto_wrap_policy = own
-        set_policy(model)
-
-    plugin.set_auto_wrap_policy = set_own

@@ -19,7 +19,8 @@ from safetensors.torch import load_file
 from rlvr.config import ModelConfig
 from rlvr.model import load_policy
 from tests.conftest import ROOT
-from tests.distributed.forking import launched_environment
+from tests.distributed.backend_worker import RECIPE
+from tests.distributed.forking import launched_environment, run_forked
 from tests.distributed.test_sharded import needs_deepspeed
 from tests.distributed.test_two_processes import launch
 from tests.unit.test_quantization import needs_bitsandbytes
@@ -132,6 +133,30 @@ def check_metrics(alone: Path, shared: Path, cases: tuple[str, ...]) -> None:
         if case != "full":
             assert one[0]["kl/k3_ref"] == pytest.approx(0, abs=1e-7)  # the adapter starts as nothing
             assert one[1]["kl/k3_ref"] > 1e-6
+
+
+@needs_deepspeed
+@pytest.mark.parametrize(
+    ("override", "message"),
+    [
+        (
+            "trainer.optim=sgd",
+            "trainer.optim: 'sgd' would be replaced by DeepSpeed's Adam for CPUs, as the launch configuration offloads"
+            " the optimiser; set it to 'adamw_torch', or launch without offload_optimizer_device.",
+        ),
+        (
+            "model={path: builtin://starter, lora: {}, quantization: 8bit}",
+            "model.quantization: '8bit' weights cannot be sharded; launch by ddp.yaml or zero2.yaml of"
+            " recipes/accelerate, or remove it.",
+        ),
+    ],
+)
+def test_what_an_engine_would_do_otherwise_is_refused(tmp_path: Path, override: str, message: str) -> None:
+    arguments = [str(ROOT / "scripts/train.py"), str(RECIPE), f"trainer.output_dir={tmp_path / 'run'}", override]
+    variables = launched_environment(CONFIGS / "zero3_offload.yaml", TWO, ROOT) | {"DS_ACCELERATOR": "cpu"}
+    status, output = run_forked(arguments, 1, ROOT, CONFIGS, (), variables)
+    assert status == 2, output
+    assert f"error: {message}\n" in output
 
 
 # ---- several machines ------------------------------------------------------------------------------------------------

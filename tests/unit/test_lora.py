@@ -115,7 +115,7 @@ def test_resumed_run_goes_on_with_the_adapter(recipe: Path) -> None:
     assert all(torch.equal(resumed[name], value) for name, value in whole.items())
 
 
-def test_new_adapters_are_the_same_on_every_process_and_of_the_recipe_s_size(recipe: Path) -> None:
+def test_new_adapters_are_the_same_on_every_process_and_as_the_recipe_says(recipe: Path) -> None:
     """Their random start comes from trainer.seed, not from what was drawn before."""
     changes = ["model.lora.dropout=0.25", "trainer.disable_dropout=false", "model.lora.modules_to_save=[norm]"]
     loaded = load_recipe(recipe, [*changes, "model.lora.target_modules=[q_proj, layers.1.mlp.up_proj]"])

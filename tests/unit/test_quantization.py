@@ -8,6 +8,7 @@ from typing import Any
 import pytest
 import torch
 import yaml
+from safetensors.torch import load_file
 
 from rlvr.config import ModelConfig, load_recipe
 from rlvr.engines import check_engine
@@ -69,6 +70,8 @@ def test_run_trains_the_adapter_and_saves_what_reads_as_the_policy(tmp_path: Pat
     assert first["kl/k3_ref"] == pytest.approx(0, abs=1e-9)
     assert second["kl/k3_ref"] > 1e-6
     assert first["grad_norm"] > 1e-4
+    # Smaller than the spacing of bfloat16 are most steps of a real learning rate.
+    assert {value.dtype for value in load_file(policy / "adapter_model.safetensors").values()} == {torch.float32}
     base, trained = load_policy(loaded.recipe.model), load_policy(quantised(kind, path=str(policy)))
     assert trained.model.layers[0].mlp.up_proj.base_layer.weight.element_size() == 1
     assert not torch.allclose(logits(trained), logits(base), atol=1e-3)
