@@ -5,9 +5,9 @@ import shutil
 from collections.abc import Sequence
 from pathlib import Path
 
-from rlvr.extrapolation.checkpoints import ADAPTER, POLICY, named_base
+from rlvr.extrapolation.checkpoints import POLICY, named_base
 from rlvr.extrapolation.view import WeightView
-from rlvr.run_directory import CHECKPOINT
+from rlvr.run_directory import ADAPTER, CHECKPOINT
 
 MODEL_FILES = ("config.json", "generation_config.json", "*.py")
 TOKENIZER_FILES = (
