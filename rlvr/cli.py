@@ -40,6 +40,9 @@ def train(
     recipe: RecipeArgument,
     overrides: OverridesArgument = None,
     resume: Annotated[bool, typer.Option("--resume", help="go on with the run in its output directory")] = False,
+    other_versions: Annotated[
+        bool, typer.Option("--other-versions", help="resume although torch, TRL or another package has changed")
+    ] = False,
     dry_run: Annotated[bool, typer.Option("--dry-run", help="print the resolved recipe and stop")] = False,
 ) -> None:
     """Train a policy as the recipe says."""
@@ -50,7 +53,7 @@ def train(
             return
         from rlvr.run import run_recipe
 
-        run_recipe(loaded, resume)
+        run_recipe(loaded, resume, other_versions)
 
 
 @recipes_app.command()
