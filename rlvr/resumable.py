@@ -60,6 +60,13 @@ class ResumableTrainer(GRPOTrainer):
         epoch: int = self.state.global_step // (generations * steps_each)
         return epoch
 
+    def _run_epoch(self, **kwargs: Any) -> None:
+        """A run that was killed between its last step and its end has no step left, of which transformers takes one."""
+        if self.state.global_step >= self.state.max_steps:
+            self.control.should_training_stop = True
+        else:
+            super()._run_epoch(**kwargs)
+
     # ---- saving -----------------------------------------------------------------------------------------------------
 
     def _get_output_dir(self, trial: Any) -> str:

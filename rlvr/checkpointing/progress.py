@@ -6,6 +6,7 @@ log record, what the judge remembers. Each process writes its own file.
 
 from dataclasses import dataclass, fields
 from pathlib import Path
+from pickle import UnpicklingError
 from typing import Any
 
 import torch
@@ -47,7 +48,7 @@ def load_progress(checkpoint: Path, rank: int, device: torch.device) -> Progress
         with torch.serialization.safe_globals(RECORDS):
             content = torch.load(path, map_location=device, weights_only=True)
         return Progress(**content)
-    except (OSError, RuntimeError, TypeError, ValueError, EOFError) as error:
+    except (OSError, RuntimeError, TypeError, ValueError, EOFError, UnpicklingError) as error:
         reason = str(error).strip().splitlines()[0] if str(error).strip() else type(error).__name__
         raise CheckpointError(
             f"{path} cannot be read ({reason}); remove the folder of its checkpoint to go on from the one before it."

@@ -125,7 +125,10 @@ def check_equal(one: Path, other: Path) -> None:
     """Equal to the bit: every log record, every completion, and the weights."""
     assert len(records(one)) > STEPS / 3
     for first, second in zip(records(one), records(other), strict=True):
-        assert second == first
+        differing = {
+            key: (first.get(key), second.get(key)) for key in first | second if first.get(key) != second.get(key)
+        }
+        assert not differing, (first["step"], differing)
     for path in sorted((one / "completions").iterdir()):
         assert pq.read_table(other / "completions" / path.name).equals(pq.read_table(path)), path.name
     expected, found = (load_file(each / "policy" / "model.safetensors") for each in (one, other))
