@@ -1,0 +1,122 @@
+"""The peak of one GPU: what exists at each stage of a step, and the largest of these sums."""
+
+from dataclasses import dataclass, fields, replace
+
+from rlvr.scaling import activations as passes
+from rlvr.scaling.architecture import Architecture, embedding_parameters
+from rlvr.scaling.backends import BACKENDS, Held
+from rlvr.scaling.workload import Workload
+
+
+@dataclass(frozen=True)
+class Parts:
+    """Bytes on one GPU at one moment."""
+
+    weights: float = 0.0
+    masters: float = 0.0
+    states: float = 0.0
+    reference: float = 0.0
+    buckets: float = 0.0
+    gathered: float = 0.0
+    gradients: float = 0.0
+    activations: float = 0.0
+    head: float = 0.0
+    kv_cache: float = 0.0
+    sampling: float = 0.0
+    working: float = 0.0
+
+    @property
+    def total(self) -> float:
+        return sum(vars(self).values())
+
+
+STAGES = ("rollout", "scoring", "loss", "optimiser")
+
+
+@dataclass(frozen=True)
+class Estimate:
+    """A backend's stages on one GPU, and the memory of the machine that it needs beside."""
+
+    backend: str
+    stages: dict[str, Parts]
+    cpu: float
+
+    @property
+    def peak_stage(self) -> str:
+        return max(STAGES, key=lambda stage: self.stages[stage].total)
+
+    @property
+    def peak(self) -> float:
+        return self.stages[self.peak_stage].total
+
+    def largest(self, part: str) -> float:
+        """The part's size at the stage where it is largest."""
+        return max(vars(parts)[part] for parts in self.stages.values())
+
+
+def loss_parts(sizes: Architecture, work: Workload, held: Held, always: Parts) -> Parts:
+    """The fuller of two moments: the head's backward pass, when all activations are there but none of the gradients of
+    this micro-batch, and the first layer's, when its own activations are left and all gradients are there.
+
+    Gradients of earlier micro-batches are there at both. The embedding's gradient is as large as the embedding before
+    it is added to the others.
+    """
+    during = replace(always, gathered=held.gathered, buckets=held.buckets + held.reducing)
+    start = replace(
+        during,
+        gradients=held.gradients if work.accumulation > 1 else 0.0,
+        activations=passes.activations(sizes, work) + passes.cast_weights(sizes, work),
+        head=passes.head_backward(sizes, work),
+    )
+    trains_embedding = work.lora_rank is None
+    end = replace(
+        during,
+        gradients=held.gradients + (work.weight_bytes * embedding_parameters(sizes) if trains_embedding else 0),
+        activations=passes.backward_work(sizes, work) + passes.layer_input(sizes, work),
+    )
+    return max(start, end, key=lambda parts: parts.total)
+
+
+def estimate(sizes: Architecture, work: Workload, gpus: int, backend: str) -> Estimate:
+    """Every stage of a step: sampling, log-probs of frozen weights, forward and backward pass, optimiser step."""
+    chosen = BACKENDS[backend]
+    if not chosen.keeps_dtype:
+        work = replace(work, weights="bfloat16")
+    held = chosen.held(sizes, work, gpus if chosen.uses_all else 1)
+    always = Parts(
+        weights=held.weights,
+        masters=held.masters,
+        states=held.states,
+        reference=held.reference,
+        buckets=held.buckets,
+    )
+    cast = passes.cast_weights(sizes, work)
+    stages = {
+        "rollout": replace(
+            always,
+            gathered=held.gathered_rollout,
+            kv_cache=passes.kv_cache(sizes, work),
+            sampling=passes.generation(sizes, work) + cast,
+        ),
+        "scoring": replace(
+            always,
+            gathered=held.gathered + held.gathered_reference,
+            activations=passes.forward_work(sizes, work.tokens) + cast,
+            head=passes.head_forward(sizes, work),
+        ),
+        "loss": loss_parts(sizes, work, held, always),
+        "optimiser": replace(always, gradients=held.gradients, working=held.working),
+    }
+    return Estimate(backend, stages, held.cpu)
+
+
+def estimates(sizes: Architecture, work: Workload, gpus: int) -> list[Estimate]:
+    """Of every backend that can do this work."""
+    return [
+        estimate(sizes, work, gpus, name)
+        for name, backend in BACKENDS.items()
+        if backend.takes_quantized or not work.quantized
+    ]
+
+
+PARTS = tuple(field.name for field in fields(Parts))
