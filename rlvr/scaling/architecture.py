@@ -160,7 +160,9 @@ def of_config(config: Mapping[str, Any], name: str) -> Architecture:
     needed = ("hidden_size", "num_hidden_layers", "num_attention_heads", "intermediate_size", "vocab_size")
     for key in needed:
         if not isinstance(text.get(key), int) or text[key] < 1:
-            raise UserError(f"{name} has no usable {key}, which the estimate needs; give a dense decoder's config.json.")
+            raise UserError(
+                f"{name} has no usable {key}, which the estimate needs; give a dense decoder's config.json."
+            )
     heads = text["num_attention_heads"]
     return Architecture(
         name=name,
