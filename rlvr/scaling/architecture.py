@@ -116,8 +116,9 @@ def parse_size(text: str) -> float:
 def of_size(text: str) -> Architecture:
     """A plausible architecture of so many parameters: a model of the ladder, or one interpolated between two of them.
 
-    Between neighbours hidden size, layers and heads are interpolated geometrically in the number of parameters; the
-    intermediate size then takes up what is left. Raises UserError for a size outside the ladder.
+    Between neighbours hidden size, layers and heads are interpolated geometrically in the number of parameters, the
+    rest is the nearer one's, and the intermediate size takes up what is left. Raises UserError for a size outside the
+    ladder.
     """
     wanted = parse_size(text)
     for each in LADDER:
@@ -135,7 +136,7 @@ def of_size(text: str) -> Architecture:
         return max(step, round(math.exp((1 - share) * math.log(low) + share * math.log(high)) / step) * step)
 
     rough = replace(
-        below,
+        below if share < 0.5 else above,
         name=f"{text.strip()}, interpolated between {below.name} and {above.name}",
         hidden=between(below.hidden, above.hidden, STEP),
         layers=between(below.layers, above.layers, 1),

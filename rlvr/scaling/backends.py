@@ -195,6 +195,6 @@ BACKENDS: dict[str, Backend] = {
     "ddp": Backend(ddp, "DDP", "ddp.yaml", True, True, True),
     "zero2": Backend(zero2, "ZeRO-2", "zero2.yaml", True, True, False),
     "zero3": Backend(zero3, "ZeRO-3", "zero3.yaml", True, False, False),
-    "zero3_offload": Backend(zero3_offload, "ZeRO-3, CPU offload", "zero3_offload.yaml", True, False, False),
+    "zero3_offload": Backend(zero3_offload, "ZeRO-3 offload", "zero3_offload.yaml", True, False, False),
     "fsdp2": Backend(fsdp2, "FSDP2", "fsdp2.yaml", True, False, False),
 }

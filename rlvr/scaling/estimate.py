@@ -68,11 +68,11 @@ def loss_parts(sizes: Architecture, work: Workload, held: Held, always: Parts) -
         activations=passes.activations(sizes, work) + passes.cast_weights(sizes, work),
         head=passes.head_backward(sizes, work),
     )
-    trains_embedding = work.lora_rank is None
+    unadded = work.weight_bytes * embedding_parameters(sizes) if work.lora_rank is None else 0
     end = replace(
         during,
-        gradients=held.gradients + (work.weight_bytes * embedding_parameters(sizes) if trains_embedding else 0),
-        activations=passes.backward_work(sizes, work) + passes.layer_input(sizes, work),
+        gradients=held.gradients,
+        activations=passes.backward_work(sizes, work) + passes.layer_input(sizes, work) + unadded,
     )
     return max(start, end, key=lambda parts: parts.total)
 
