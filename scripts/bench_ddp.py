@@ -19,6 +19,7 @@ import subprocess
 import sys
 import tempfile
 import time
+from itertools import pairwise
 from pathlib import Path
 from typing import Any
 
@@ -27,20 +28,20 @@ from rich.progress import track
 
 ROOT = Path(__file__).resolve().parents[1]
 CONFIG = ROOT / "recipes" / "accelerate" / "cpu2.yaml"
-SOURCE = "reasoning_gym://chain_sum?min_terms=2&max_terms=8&max_digits=1&seed=1&size=2000"
 
 
 def work(output: Path, options: argparse.Namespace) -> None:
     """One process of a run: trains, and the first writes the moments at which steps ended."""
     import torch
     import transformers
-    from bench_step import build
+    from bench_step import SOURCE, arguments
     from transformers import PrinterCallback, TrainerCallback
 
-    from rlvr.config.schema import DataConfig, DataSource, ModelConfig
+    from rlvr.config.schema import AlgorithmConfig, DataConfig, DataSource, ModelConfig, RewardsConfig
     from rlvr.data import build_dataset, load_rows
-    from rlvr.model import load_tokenizer
-    from rlvr.verification import load_reward
+    from rlvr.model import load_policy, load_tokenizer
+    from rlvr.trainer import RLVRTrainer
+    from rlvr.verification import RewardFunction, load_reward
 
     class Clock(TrainerCallback):
         def on_step_end(self, *args: Any, **kwargs: Any) -> None:
@@ -51,14 +52,25 @@ def work(output: Path, options: argparse.Namespace) -> None:
     torch.set_num_threads(1)
     data_config = DataConfig(train=DataSource(dataset=SOURCE), template="solve {metadata[expression]} =")
     rows = load_rows(data_config.train, Path.cwd(), "bench")
-    data = build_dataset(rows, data_config, load_tokenizer(ModelConfig(path=options.model)), "bench")
-    reward = load_reward("reasoning_gym", {}, Path.cwd())
-    trainer = build("rlvr", str(output.parent), options.steps, options, data, reward)
+    model = ModelConfig(path=options.model)
+    tokenizer = load_tokenizer(model)
+    settings = arguments(str(output.parent), options.steps, options)
+    settings.logging_steps = 1
+    trainer = RLVRTrainer(
+        load_policy(model),
+        settings,
+        algorithm=AlgorithmConfig(preset="dapo").resolved(),
+        reward_functions=[RewardFunction("reasoning_gym", 1.0, load_reward("reasoning_gym", {}, Path.cwd()))],
+        # Judged in the process itself: workers of its own would be a second thread for the one.
+        rewards=RewardsConfig.model_validate({"functions": ["reasoning_gym"], "workers": 0}),
+        train_dataset=build_dataset(rows, data_config, tokenizer, "bench"),
+        processing_class=tokenizer,
+    )
     trainer.remove_callback(PrinterCallback)
     trainer.add_callback(Clock())
     trainer.train()
     if trainer.accelerator.is_main_process:
-        seconds = [later - earlier for earlier, later in zip(ends, ends[1:], strict=False)]
+        seconds = [later - earlier for earlier, later in pairwise(ends)]
         lengths = [log["completions/mean_length"] for log in trainer.state.log_history if "loss" in log]
         facts = {"processes": trainer.accelerator.num_processes, "seconds": seconds, "mean_length": lengths}
         output.write_text(json.dumps(facts))
