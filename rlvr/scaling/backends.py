@@ -8,7 +8,7 @@ works on all tensors at once, a temporary of the size of one of them.
 """
 
 from collections.abc import Callable
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 
 from rlvr.scaling.activations import FULL, HALF
 from rlvr.scaling.architecture import (
@@ -93,8 +93,8 @@ def single(sizes: Architecture, work: Workload, gpus: int) -> Held:
 
 def ddp(sizes: Architecture, work: Workload, gpus: int) -> Held:
     """As one GPU, and the gradients once more in the buckets that are reduced (`gradient_as_bucket_view` is off)."""
-    held = vars(single(sizes, work, gpus))
-    return Held(**held | {"buckets": held["gradients"] if gpus > 1 else 0.0})
+    alone = single(sizes, work, gpus)
+    return replace(alone, buckets=alone.gradients)
 
 
 def zero2(sizes: Architecture, work: Workload, gpus: int) -> Held:
@@ -120,11 +120,11 @@ def zero2(sizes: Architecture, work: Workload, gpus: int) -> Held:
 def zero3(sizes: Architecture, work: Workload, gpus: int) -> Held:
     """All divided: weights 2, masters 4, states 8, gradients 2 bytes per T / n, and the bucket of 5e8 elements, kept.
 
-    Gathered weights are kept for reuse up to 1e9 elements; TRL gathers all of them to sample
-    (`ds3_gather_for_generation`). The optimiser works on 1e9 elements at a time: float32 gradients and a temporary.
+    Gathered weights are kept for reuse up to 1e9 elements; to sample TRL gathers all of them, unless told otherwise.
+    The optimiser works on 1e9 elements at a time: float32 gradients and a temporary.
     """
     count, whole = counts(sizes, work), float(parameters(sizes))
-    part = count.trained / gpus
+    part, gathered = count.trained / gpus, HALF * min(whole, MAX_LIVE)
     return Held(
         weights=count.frozen_bytes / gpus + HALF * part,
         masters=FULL * part,
@@ -133,9 +133,9 @@ def zero3(sizes: Architecture, work: Workload, gpus: int) -> Held:
         working=2 * FULL * min(part, SUB_GROUP),
         reference=HALF * count.reference / gpus,
         buckets=HALF * REDUCE_BUCKET + HALF * part,  # the gradients' buffer is made once
-        gathered=HALF * min(whole, MAX_LIVE),
+        gathered=gathered,
         gathered_reference=HALF * min(count.reference, MAX_LIVE),
-        gathered_rollout=HALF * whole,
+        gathered_rollout=HALF * whole if work.gathers_to_sample else gathered,
     )
 
 
@@ -185,16 +185,16 @@ class Backend:
     held: Callable[[Architecture, Workload, int], Held]
     title: str
     launch: str  # the launch configuration below recipes/accelerate/
-    uses_all: bool  # of the GPUs
+    min_gpus: int  # with fewer it is of no use
     takes_quantized: bool
     keeps_dtype: bool  # of the weights, or else computes with bfloat16 ones whatever was loaded
 
 
 BACKENDS: dict[str, Backend] = {
-    "single": Backend(single, "one GPU", "single.yaml", False, True, True),
-    "ddp": Backend(ddp, "DDP", "ddp.yaml", True, True, True),
-    "zero2": Backend(zero2, "ZeRO-2", "zero2.yaml", True, True, False),
-    "zero3": Backend(zero3, "ZeRO-3", "zero3.yaml", True, False, False),
-    "zero3_offload": Backend(zero3_offload, "ZeRO-3 offload", "zero3_offload.yaml", True, False, False),
-    "fsdp2": Backend(fsdp2, "FSDP2", "fsdp2.yaml", True, False, False),
+    "single": Backend(single, "one GPU", "single.yaml", 1, True, True),
+    "ddp": Backend(ddp, "DDP", "ddp.yaml", 2, True, True),
+    "zero2": Backend(zero2, "ZeRO-2", "zero2.yaml", 2, True, False),
+    "zero3": Backend(zero3, "ZeRO-3", "zero3.yaml", 2, False, False),
+    "zero3_offload": Backend(zero3_offload, "ZeRO-3 offload", "zero3_offload.yaml", 1, False, False),
+    "fsdp2": Backend(fsdp2, "FSDP2", "fsdp2.yaml", 2, False, False),
 }

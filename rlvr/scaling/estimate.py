@@ -1,6 +1,6 @@
 """The peak of one GPU: what exists at each stage of a step, and the largest of these sums."""
 
-from dataclasses import dataclass, fields, replace
+from dataclasses import dataclass, replace
 
 from rlvr.scaling import activations as passes
 from rlvr.scaling.architecture import Architecture, embedding_parameters
@@ -82,7 +82,7 @@ def estimate(sizes: Architecture, work: Workload, gpus: int, backend: str) -> Es
     chosen = BACKENDS[backend]
     if not chosen.keeps_dtype:
         work = replace(work, weights="bfloat16")
-    held = chosen.held(sizes, work, gpus if chosen.uses_all else 1)
+    held = chosen.held(sizes, work, gpus)
     always = Parts(
         weights=held.weights,
         masters=held.masters,
@@ -110,13 +110,15 @@ def estimate(sizes: Architecture, work: Workload, gpus: int, backend: str) -> Es
     return Estimate(backend, stages, held.cpu)
 
 
-def estimates(sizes: Architecture, work: Workload, gpus: int) -> list[Estimate]:
-    """Of every backend that can do this work."""
+def offered(work: Workload, gpus: int) -> list[str]:
+    """The backends that can do this work with so many GPUs; one of several may always be left alone."""
     return [
-        estimate(sizes, work, gpus, name)
+        name
         for name, backend in BACKENDS.items()
-        if backend.takes_quantized or not work.quantized
+        if gpus >= backend.min_gpus and (backend.takes_quantized or not work.quantized)
     ]
 
 
-PARTS = tuple(field.name for field in fields(Parts))
+def estimates(sizes: Architecture, work: Workload, gpus: int) -> list[Estimate]:
+    """Of every backend that can do this work."""
+    return [estimate(sizes, work, gpus, name) for name in offered(work, gpus)]

@@ -27,6 +27,7 @@ class Workload:
     lora_rank: int | None = None  # None: all weights are trained
     quantized: bool = False  # the frozen weights of the layers in 4 bits: QLoRA
     reference: bool = False  # a KL penalty, so a reference model
+    gathers_to_sample: bool = True  # ZeRO-3 gathers all weights: trainer.ds3_gather_for_generation
 
     @property
     def length(self) -> int:

@@ -136,13 +136,14 @@ def test_sampling_by_hand() -> None:
 def test_held_by_hand() -> None:
     """1464 weights; a part is 366 on each of four GPUs."""
     assert backends.single(TOY, FULL, 1) == backends.Held(2928, 5856, 2928, 2928)
-    assert backends.ddp(TOY, FULL, 1) == backends.single(TOY, FULL, 1)
     assert backends.ddp(TOY, FULL, 4) == backends.Held(2928, 5856, 2928, 2928, buckets=2928)
     zero2 = backends.Held(2928, 2928, 732, 2196, masters=1464, reducing=1e9)
     assert backends.zero2(TOY, FULL, 4) == zero2
     zero3 = backends.zero3(TOY, FULL, 4)
     gathered = {"gathered": 2928, "gathered_rollout": 2928}
     assert zero3 == backends.Held(732, 2928, 0, 2928, masters=1464, buckets=1e9 + 732, **gathered)
+    lean = backends.zero3(TOY, replace(FULL, gathers_to_sample=False), 4)
+    assert lean == replace(zero3, gathered_rollout=2928)
     offloaded = backends.zero3_offload(TOY, FULL, 4)
     assert offloaded == backends.Held(0, 0, 0, 0, buckets=1e9, **gathered, cpu=20 * 1464)
     # two layers of 576 and the embedding of 256, in 2 bytes; gradients of a layer twice

@@ -11,8 +11,8 @@ from typer.testing import CliRunner, Result
 
 from rlvr.cli import app
 from rlvr.config.load import load_recipe
-from rlvr.scaling.advice import advice, choice, launched, remedies, switches_of, verdict
-from rlvr.scaling.architecture import KNOWN, of_size
+from rlvr.scaling.advice import advice, choose, launched, remedies, switches_of, verdict
+from rlvr.scaling.architecture import KNOWN, Architecture, of_size
 from rlvr.scaling.backends import BACKENDS
 from rlvr.scaling.workload import GIB, Workload
 from tests.conftest import ROOT
@@ -118,17 +118,23 @@ def test_verdict_leaves_room() -> None:
     assert verdict(80.1 * GIB, H100) == "no"
 
 
-def test_choice_is_the_simplest_that_fits_and_rounds_nothing() -> None:
-    def chosen(gpus: int, work: Workload) -> str | None:
-        found = choice(QWEN, work, gpus, H100)
-        return None if found is None else found.backend
+def chosen(sizes: Architecture, gpus: int, gib: float, work: Workload) -> tuple[str, str, bool] | None:
+    found = choose(sizes, work, gpus, gib * GIB)
+    return None if found is None else (found.found.backend, found.work.weights, found.work.gathers_to_sample)
 
+
+def test_choice_is_the_simplest_that_fits_and_rounds_nothing() -> None:
     work = Workload(batch=1, group=2, accumulation=8, prompt_length=256)
-    assert chosen(8, work) == "zero2"  # DDP would fit too, with bfloat16 updates
-    assert chosen(8, replace(work, lora_rank=16)) == "ddp"  # adapters are float32
-    assert chosen(1, replace(work, lora_rank=16)) == "single"
-    assert choice(KNOWN["Qwen2.5-72B"], work, 16, H100).backend == "zero3"  # type: ignore[union-attr]
-    assert choice(KNOWN["Qwen2.5-72B"], work, 8, 24 * GIB) is None
+    adapters = replace(work, lora_rank=16)
+    assert chosen(QWEN, 8, 80, work) == ("zero2", "bfloat16", True)
+    assert chosen(QWEN, 8, 80, adapters) == ("ddp", "bfloat16", True)  # adapters are float32
+    assert chosen(QWEN, 1, 80, adapters) == ("single", "bfloat16", True)
+    assert chosen(KNOWN["Qwen3-1.7B"], 8, 80, work) == ("ddp", "float32", True)
+    assert chosen(KNOWN["Qwen3-1.7B"], 1, 80, work) == ("single", "float32", True)
+    assert chosen(KNOWN["Qwen3-4B"], 1, 80, work) == ("single", "bfloat16", True)
+    assert chosen(KNOWN["Qwen3-32B"], 16, 80, work) == ("fsdp2", "bfloat16", True)
+    assert chosen(KNOWN["Qwen3-32B"], 8, 80, work) == ("zero3", "bfloat16", False)
+    assert chosen(QWEN, 1, 80, work) is None
 
 
 def test_advice_says_what_to_switch_on() -> None:
@@ -136,36 +142,48 @@ def test_advice_says_what_to_switch_on() -> None:
     assert "trainer.gradient_checkpointing=true" in text
     assert "recipes/accelerate/zero2.yaml --num_processes 8" in text
     short = Workload(batch=1, group=2, accumulation=8, prompt_length=128, completion_length=128)
-    assert "trainer.gradient_checkpointing=false" in " ".join(advice(QWEN, short, 8, H100))
-    one = " ".join(advice(of_size("4B"), Workload(batch=2), 1, H100))
-    assert "Start it: rlvr train" in one
-    assert "moves only those below" in one
+    text = " ".join(advice(QWEN, short, 8, H100))
+    assert "trainer.gradient_checkpointing=false" in text
+    assert "second forward pass, is not needed" in text
+    assert "moves only weights below" not in text
+    text = " ".join(advice(of_size("4B"), Workload(batch=2), 1, H100))
+    assert "Start it: rlvr train" in text
+    assert "moves only weights below" in text
+
+
+def test_advice_about_offloading() -> None:
+    text = " ".join(advice(QWEN, Workload(), 1, H100))
+    assert "Choose ZeRO-3 offload" in text
+    assert "The machine needs 153 GiB" in text  # 20 bytes of 8.19 billion
+    assert "What fits on the GPUs is one GPU" in text
+    assert text.count("model.lora.rank=16") == 1
+    assert "Unchanged it fits 2 such GPUs with ZeRO-3." in text
 
 
 def test_advice_when_nothing_fits() -> None:
-    text = " ".join(advice(KNOWN["Qwen2.5-72B"], Workload(), 1, 24 * GIB))
-    assert text.startswith("Nothing fits 1 x 24 GiB; closest is ")
-    assert "gathers all weights to sample" in text
-    assert "Unchanged it fits" not in text  # 72B whole in bfloat16 fits no 24 GiB, however many there are
-    text = " ".join(advice(KNOWN["Qwen3-14B"], Workload(), 2, 40 * GIB))
-    assert "It fits with" in text
-    assert "Unchanged it fits" in text
+    adapters = Workload(lora_rank=16, quantized=True)
+    text = " ".join(advice(QWEN, replace(adapters, batch=1, group=2, accumulation=2), 1, 4 * GIB))
+    assert text.startswith("Nothing fits 1 x 4 GiB; closest is one GPU")
+    assert "No switch makes 8B parameters fit" in text
+    text = " ".join(advice(QWEN, replace(adapters, batch=16), 1, 16 * GIB))
+    assert "What fits on the GPUs is one GPU" in text
+    assert "trainer.per_device_train_batch_size=8 trainer.gradient_accumulation_steps=2" in text
 
 
-def test_remedies_are_cumulative_and_end() -> None:
-    steps = list(remedies(Workload(batch=4)))
-    assert [(work.batch, work.accumulation, work.lora_rank, work.quantized) for _, work in steps] == [
-        (2, 2, None, False),
-        (1, 4, None, False),
-        (1, 4, 16, False),
-        (1, 4, 16, True),
+def test_remedies_from_mild_to_strong() -> None:
+    steps = list(remedies(Workload(batch=4, weights="float32")))
+    assert [(work.batch, work.accumulation, work.lora_rank, work.quantized, work.weights) for work in steps] == [
+        (2, 2, None, False, "float32"),
+        (1, 4, None, False, "float32"),
+        (4, 1, 16, False, "float32"),
+        (2, 2, 16, False, "float32"),
+        (1, 4, 16, False, "float32"),
+        (4, 1, 16, True, "bfloat16"),
+        (2, 2, 16, True, "bfloat16"),
+        (1, 4, 16, True, "bfloat16"),
     ]
-    assert steps[-1][0] == [
-        "trainer.per_device_train_batch_size=1",
-        "trainer.gradient_accumulation_steps=4",
-        "model.lora.rank=16",
-        "model.quantization=4bit",
-    ]
+    assert switches_of(steps[-1]).split()[-2:] == ["model.lora.rank=16", "model.quantization=4bit"]
+    assert len(list(remedies(Workload(batch=1, lora_rank=8, quantized=True)))) == 0
 
 
 def test_switches_are_keys_of_a_recipe() -> None:
