@@ -56,11 +56,15 @@ def forward_work(sizes: Architecture, tokens: int) -> float:
     return float(tokens * (8 * sizes.hidden + max(6 * sizes.intermediate, 12 * sizes.hidden, 14 * sizes.query)))
 
 
+def layer_gradients(sizes: Architecture, work: Workload) -> float:
+    """Gradients that are alive while they pass a layer: 12 H and the larger of 6 I and 14 Q, per token."""
+    return float(work.tokens * (12 * sizes.hidden + max(6 * sizes.intermediate, 14 * sizes.query)))
+
+
 def backward_work(sizes: Architecture, work: Workload) -> float:
-    """What is alive while the gradient passes a layer: all that the layer saved (computed again if checkpointed), and
-    gradients of 12 H and the larger of 6 I and 14 Q, per token."""
-    gradients = work.tokens * (12 * sizes.hidden + max(6 * sizes.intermediate, 14 * sizes.query))
-    return layer_saved(sizes, work) + gradients
+    """All that is there of a checkpointed layer as the gradient passes it: what it saves, computed again, and these
+    gradients."""
+    return layer_saved(sizes, work) + layer_gradients(sizes, work)
 
 
 def cast_weights(sizes: Architecture, work: Workload) -> float:

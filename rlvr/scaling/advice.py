@@ -172,7 +172,7 @@ def _offloading(sizes: Architecture, work: Workload, gpus: int, gpu_memory: floa
     else:
         lines = _chosen(choice, gpus, gpu_memory)
         lines.append(
-            f"The machine needs {choice.found.cpu / GIB:.0f} GiB of its own memory for it, and steps are slow."
+            f"It takes {choice.found.cpu / GIB:.0f} GiB of CPU memory, of all machines together, and steps are slow."
         )
     if (remedy := first_remedy(sizes, work, gpus, gpu_memory)) is not None:
         what = f"{remedy.title} ({remedy.found.peak / GIB:.0f} GiB)"

@@ -28,7 +28,7 @@ REDUCE_BUCKET, MAX_LIVE, SUB_GROUP = 5e8, 1e9, 1e9
 
 @dataclass(frozen=True)
 class Held:
-    """Bytes on one GPU; `cpu` those of the whole machine."""
+    """Bytes on one GPU; `cpu` those of all machines together."""
 
     weights: float
     states: float  # of the optimiser
@@ -140,7 +140,7 @@ def zero3(sizes: Architecture, work: Workload, gpus: int) -> Held:
 
 
 def zero3_offload(sizes: Architecture, work: Workload, gpus: int) -> Held:
-    """ZeRO-3 with weights and optimiser in the machine's memory: there 2 P, and 4 + 8 + 4 + 2 bytes per T in all."""
+    """ZeRO-3 with weights and optimiser in CPU memory: there 2 P, and 4 + 8 + 4 + 2 bytes per T over all machines."""
     held, count = zero3(sizes, work, gpus), counts(sizes, work)
     return Held(
         weights=0.0,

@@ -35,7 +35,7 @@ STAGES = ("rollout", "scoring", "loss", "optimiser")
 
 @dataclass(frozen=True)
 class Estimate:
-    """A backend's stages on one GPU, and the memory of the machine that it needs beside."""
+    """A backend's stages on one GPU, and the CPU memory that it needs beside, of all machines together."""
 
     backend: str
     stages: dict[str, Parts]
@@ -55,26 +55,31 @@ class Estimate:
 
 
 def loss_parts(sizes: Architecture, work: Workload, held: Held, always: Parts) -> Parts:
-    """The fuller of two moments: the head's backward pass, when all activations are there but none of the gradients of
-    this micro-batch, and the first layer's, when its own activations are left and all gradients are there.
+    """The fullest of three moments of the backward pass:
 
-    Gradients of earlier micro-batches are there at both. The embedding's gradient is as large as the embedding before
-    it is added to the others.
+        in the head       all activations
+        in the last layer all activations, that layer's work, the gradient of the head
+        in the first one  that layer's work, all gradients, that of the embedding before it is added to them
+
+    Gradients of earlier micro-batches are there at all of them.
     """
     during = replace(always, gathered=held.gathered, buckets=held.buckets + held.reducing)
-    start = replace(
-        during,
-        gradients=held.gradients if work.accumulation > 1 else 0.0,
-        activations=passes.activations(sizes, work) + passes.cast_weights(sizes, work),
-        head=passes.head_backward(sizes, work),
+    earlier = held.gradients if work.accumulation > 1 else 0.0
+    kept = passes.activations(sizes, work)
+    ends = work.weight_bytes * embedding_parameters(sizes) if work.lora_rank is None else 0
+    layer = passes.backward_work(sizes, work) if work.checkpointing else passes.layer_gradients(sizes, work)
+    first_layer = passes.backward_work(sizes, work) + passes.layer_input(sizes, work)
+    moments = (
+        replace(
+            during,
+            gradients=earlier,
+            activations=kept + passes.cast_weights(sizes, work),
+            head=passes.head_backward(sizes, work),
+        ),
+        replace(during, gradients=earlier, activations=kept + layer + ends),
+        replace(during, gradients=held.gradients, activations=first_layer + ends),
     )
-    unadded = work.weight_bytes * embedding_parameters(sizes) if work.lora_rank is None else 0
-    end = replace(
-        during,
-        gradients=held.gradients,
-        activations=passes.backward_work(sizes, work) + passes.layer_input(sizes, work) + unadded,
-    )
-    return max(start, end, key=lambda parts: parts.total)
+    return max(moments, key=lambda parts: parts.total)
 
 
 def estimate(sizes: Architecture, work: Workload, gpus: int, backend: str) -> Estimate:

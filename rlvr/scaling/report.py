@@ -49,7 +49,7 @@ def table_of(work: Workload, checked: Sequence[Estimate], plain: Sequence[Estima
     for title, found in (("peak, checkpointed", checked), ("peak, all kept", plain)):
         row(title, [each.peak for each in found])
         table.add_row("", *(verdict(each.peak, gpu_memory) for each in found))
-    row("CPU memory of the machine", [each.cpu for each in checked])
+    row("CPU memory, all machines", [each.cpu for each in checked])
     names = {True: "float32", False: "bfloat16"}
     table.add_row("weights updated in", *(names[updates_in_float32(work, each.backend)] for each in checked))
     return table

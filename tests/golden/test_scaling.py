@@ -26,7 +26,7 @@ from rlvr.scaling.workload import Workload
 TOY = Architecture("toy", 8, 2, 2, 1, 4, 16, 32, tied=True, head_norms=True)  # query 8, key 4
 FULL = Workload(batch=2, prompt_length=3, completion_length=2)  # 5 tokens a row, 10 in all, 4 of completions
 LORA = replace(FULL, lora_rank=2)
-GIB8 = KNOWN["Qwen3-8B"]
+QWEN8B = KNOWN["Qwen3-8B"]
 
 
 def test_parameters_by_hand() -> None:
@@ -100,7 +100,8 @@ def test_activations_by_hand() -> None:
     assert activations.activations(TOY, replace(FULL, checkpointing=False)) == 2 * 4100 + 10 * 69
     assert activations.forward_work(TOY, 10) == 10 * (64 + 112)
     assert activations.forward_work(replace(TOY, intermediate=32), 10) == 10 * (64 + 192)
-    assert activations.backward_work(TOY, FULL) == 4100 + 10 * (96 + 112)
+    assert activations.layer_gradients(TOY, FULL) == 10 * (96 + 112)
+    assert activations.backward_work(TOY, FULL) == 4100 + 2080
 
 
 def test_head_by_hand() -> None:
@@ -121,7 +122,7 @@ def test_tile_does_not_grow_with_the_batch() -> None:
     rows = default_tile_tokens(151_936)
     assert rows == 441
     hidden = 8192 * 2 * 4096
-    assert activations.head_forward(GIB8, work) == hidden + 2 * rows * 151_936 + 3 * 4 * 220 * 151_936
+    assert activations.head_forward(QWEN8B, work) == hidden + 2 * rows * 151_936 + 3 * 4 * 220 * 151_936
 
 
 def test_sampling_by_hand() -> None:
@@ -205,6 +206,18 @@ def test_loss_without_checkpointing_peaks_where_the_head_is() -> None:
     assert estimate(TOY, replace(work, accumulation=2), 1, "single").stages["loss"].gradients == 2928
 
 
+def test_loss_of_adapters_peaks_in_the_last_layer() -> None:
+    """Few gradients will come, so the fullest moment is the first layer that is computed again."""
+    work = Workload(lora_rank=16)
+    parts = estimate(QWEN8B, work, 1, "single").stages["loss"]
+    assert (parts.gradients, parts.head) == (0, 0)
+    saved, gradients = activations.layer_saved(QWEN8B, work), activations.layer_gradients(QWEN8B, work)
+    assert parts.activations == activations.activations(QWEN8B, work) + saved + gradients
+    plain = replace(work, checkpointing=False)
+    parts = estimate(QWEN8B, plain, 1, "single").stages["loss"]
+    assert parts.activations == activations.activations(QWEN8B, plain) + gradients
+
+
 def test_float32_weights_are_cast() -> None:
     wide, narrow = replace(FULL, weights="float32"), FULL
     assert activations.cast_weights(TOY, wide) == 2 * 1152
@@ -265,7 +278,7 @@ def test_layer_keeps_what_the_formula_says(lora_rank: int | None) -> None:
 
 # ---- laws ----------------------------------------------------------------------------------------------------------
 
-LAWFUL = [KNOWN["Qwen3-0.6B"], GIB8, KNOWN["Qwen2.5-72B"]]
+LAWFUL = [KNOWN["Qwen3-0.6B"], QWEN8B, KNOWN["Qwen2.5-72B"]]
 
 
 def peaks(sizes: Architecture, work: Workload, gpus: int) -> dict[str, Estimate]:

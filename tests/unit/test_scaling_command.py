@@ -154,7 +154,7 @@ def test_advice_says_what_to_switch_on() -> None:
 def test_advice_about_offloading() -> None:
     text = " ".join(advice(QWEN, Workload(), 1, H100))
     assert "Choose ZeRO-3 offload" in text
-    assert "The machine needs 153 GiB" in text  # 20 bytes of 8.19 billion
+    assert "It takes 153 GiB of CPU memory" in text  # 20 bytes of 8.19 billion
     assert "What fits on the GPUs is one GPU" in text
     assert text.count("model.lora.rank=16") == 1
     assert "Unchanged it fits 2 such GPUs with ZeRO-3." in text
