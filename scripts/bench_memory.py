@@ -247,7 +247,7 @@ def table_of(results: Sequence[Mapping[str, Any]], title: str) -> Table:
 def parsed() -> argparse.Namespace:
     parser = argparse.ArgumentParser(description=__doc__.splitlines()[0])
     parser.add_argument("--shapes", nargs="+", choices=tuple(SHAPES), default=["0.15B", "0.6B", "1.7B", "4B"])
-    parser.add_argument("--cases", nargs="+", choices=tuple(CASES), default=list(DEFAULT_CASES))
+    parser.add_argument("--cases", nargs="+", choices=tuple(CASES), help="default: all but the last, all of the toy")
     for name, help_text in (
         ("hidden", "sizes of one shape of your own, in place of --shapes"),
         ("layers", ""),
@@ -266,6 +266,7 @@ def parsed() -> argparse.Namespace:
     )
     parser.add_argument("--output", type=Path)
     options = parser.parse_args()
+    options.cases = options.cases or (CASES if options.tiny else DEFAULT_CASES)
     own = [options.hidden, options.layers, options.heads, options.kv_heads, options.intermediate]
     if any(own) and not all(own):
         parser.error("a shape of your own needs --hidden, --layers, --heads, --kv-heads and --intermediate")
@@ -288,7 +289,7 @@ def main() -> None:
     transformers.logging.set_verbosity_error()
     tokenizer = load_tokenizer(ModelConfig(path="builtin://starter"))
     results = []
-    runs = [(sizes, case) for sizes in shapes_of(options) for case in (CASES if options.tiny else options.cases)]
+    runs = [(sizes, case) for sizes in shapes_of(options) for case in options.cases]
     for sizes, case in track(runs, description="shapes"):
         asked = replace(work, **CASES[case])
         started, peaks = time.perf_counter(), None

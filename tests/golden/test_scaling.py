@@ -310,17 +310,17 @@ def test_order_of_settings(sizes: Architecture, gpus: int) -> None:
         "all kept": peaks(sizes, Workload(checkpointing=False), gpus),
         "float32": peaks(sizes, Workload(weights="float32"), gpus),
         "accumulated": peaks(sizes, Workload(accumulation=8), gpus),
-        "rank": peaks(sizes, Workload(lora_rank=16), gpus),
     }
     for name, each in plain.items():
         assert all(found[name].peak <= each.peak for found in less.values()), name
-        assert all(more[case][name].peak >= each.peak for case in ("kl", "all kept", "float32", "accumulated")), name
+        assert all(found[name].peak >= each.peak for found in more.values()), name
     quantized = peaks(sizes, Workload(lora_rank=16, quantized=True), gpus)
-    assert set(quantized) == {"single", "ddp", "zero2"}
+    assert set(quantized) == ({"single", "ddp", "zero2"} if gpus > 1 else {"single"})
     assert all(quantized[name].peak < less["lora"][name].peak for name in quantized)
 
 
-@pytest.mark.parametrize("sizes", LAWFUL, ids=lambda sizes: sizes.name)
+# A small model's share is less than the buckets of ZeRO-3.
+@pytest.mark.parametrize("sizes", LAWFUL[1:], ids=lambda sizes: sizes.name)
 def test_order_of_backends(sizes: Architecture) -> None:
     found = peaks(sizes, Workload(), 8)
     stages = {name: each.stages["optimiser"].total for name, each in found.items()}
