@@ -240,9 +240,9 @@ def kept_bytes(layers: int, lora_rank: int | None) -> int:
         hidden_size=64,
         intermediate_size=160,
         num_hidden_layers=layers,
-        num_attention_heads=4,
+        num_attention_heads=8,
         num_key_value_heads=2,
-        head_dim=32,
+        head_dim=16,
         tie_word_embeddings=True,
     )
     model: Any = Qwen3ForCausalLM(config).to(torch.bfloat16)
@@ -267,13 +267,13 @@ def kept_bytes(layers: int, lora_rank: int | None) -> int:
     return sum(kept.values())
 
 
-@pytest.mark.parametrize("lora_rank", [None, 4])
+@pytest.mark.parametrize("lora_rank", [None, 1])
 def test_layer_keeps_what_the_formula_says(lora_rank: int | None) -> None:
     """What the second layer of a real model adds; the formula leaves out statistics of norms and adapters' outputs."""
-    sizes = Architecture("real", 64, 2, 4, 2, 32, 160, 64, True, True)
+    sizes = Architecture("real", 64, 2, 8, 2, 16, 160, 64, True, True)
     work = Workload(batch=3, prompt_length=20, completion_length=4, lora_rank=lora_rank)
     measured = kept_bytes(2, lora_rank) - kept_bytes(1, lora_rank)
-    assert activations.layer_saved(sizes, work) == pytest.approx(measured, rel=0.05)
+    assert activations.layer_saved(sizes, work) == pytest.approx(measured, rel=0.02)
 
 
 # ---- laws ----------------------------------------------------------------------------------------------------------
