@@ -7,7 +7,13 @@ Attention is `sdpa` with a mask, as prompts differ in length: keys and values ar
 """
 
 from rlvr.ops.token_stats import DEVICE_BLOCK_BYTES, default_tile_tokens
-from rlvr.scaling.architecture import Architecture, embedding_parameters, linear_parameters, linear_shapes
+from rlvr.scaling.architecture import (
+    Architecture,
+    adapter_parameters,
+    embedding_parameters,
+    linear_parameters,
+    linear_shapes,
+)
 from rlvr.scaling.workload import Workload
 
 HALF, FULL = 2, 4  # bytes of a bfloat16 and of a float32
@@ -16,25 +22,30 @@ HALF, FULL = 2, 4  # bytes of a bfloat16 and of a float32
 def layer_saved(sizes: Architecture, work: Workload) -> float:
     """What one layer keeps for its backward pass. Per token, with everything trained:
 
-        norms      2 (4 + e) H    the input in float32, and normalised before it is multiplied by the norm's weight
-        inputs     2 H + 2 H      of query, key and value; of gate and up
-        head norms 6 (Q + K)      where there are any: float32 and normalised
-        attention  8 Q + 4 heads  query, key and value repeated to Q, output (also the input of its linear map); sums
-        MLP        8 I            gate, its activation, up, their product (the input of down)
-        mask       2 S            of attention, added to the scores
+        norms      2 (4 + e) H + 8            the input in float32, normalised before the norm's weight, its scale
+        inputs     2 H + 2 H                  of query, key, value; of gate and up (of each of the five if e = 4)
+        head norms 6 (Q + K) + 4 heads        where there are any, of query and key heads
+        attention  8 Q + 4 query heads        query, key and value repeated to Q, output (the input of its map); sums
+        MLP        8 I                        gate, its activation, up, their product (the input of down)
+        mask       2 S                        of attention, added to the scores
 
-    With LoRA the norms' weights are frozen, which leaves 4 H for each and 4 (Q + K) for head norms, and every adapted
-    map keeps a copy of its input: 2 (3 H + Q + 2 H + I) in place of the shared inputs and of the product in the MLP.
+    With LoRA the norms' weights are frozen, which leaves 4 H + 4 for each and 4 (Q + K) + 4 heads, and every adapted
+    map keeps a copy of its input: 2 (3 H + Q + 2 H + I) in place of the shared inputs and of the product in the MLP;
+    also 2 rank for each, and once per layer bfloat16 copies of the adapters.
     """
     h, q, k, i = sizes.hidden, sizes.query, sizes.key, sizes.intermediate
     attention = 4 * HALF * q + FULL * sizes.heads + HALF * work.length
+    scales = FULL * (2 + (sizes.heads + sizes.kv_heads if sizes.head_norms else 0))
     heads = q + k if sizes.head_norms else 0
     if work.lora_rank is None:
-        norms = 2 * (FULL + work.weight_bytes) * h + (FULL + HALF) * heads
-        return float(work.tokens * (norms + 2 * HALF * h + attention + 4 * HALF * i))
-    inputs = HALF * sum(n for n, _ in linear_shapes(sizes))
-    norms = 2 * FULL * h + FULL * heads
-    return float(work.tokens * (norms + inputs + attention + 3 * HALF * i))
+        norms = 2 * (FULL + work.weight_bytes) * h + (FULL + HALF) * heads + scales
+        inputs = HALF * h * (2 if work.weights == "bfloat16" else 5)
+        return float(work.tokens * (norms + inputs + attention + 4 * HALF * i))
+    shapes = linear_shapes(sizes)
+    inputs = HALF * sum(n for n, _ in shapes) + HALF * work.lora_rank * len(shapes)
+    norms = 2 * FULL * h + FULL * heads + scales
+    copies = HALF * adapter_parameters(sizes, work.lora_rank) / sizes.layers
+    return work.tokens * (norms + inputs + attention + 3 * HALF * i) + copies
 
 
 def layer_input(sizes: Architecture, work: Workload) -> float:
