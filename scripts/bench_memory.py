@@ -259,8 +259,8 @@ def parsed() -> argparse.Namespace:
     parser.add_argument("--head-dim", type=int, default=128)
     parser.add_argument("--vocab", type=int, default=151_936)
     parser.add_argument("--batch", type=int, default=8, help="completions of a micro-batch")
-    parser.add_argument("--prompt-length", type=int, default=416, help="tokens")
-    parser.add_argument("--completion-length", type=int, default=96, help="tokens")
+    parser.add_argument("--prompt-length", type=int, default=448, help="tokens")
+    parser.add_argument("--completion-length", type=int, default=64, help="tokens")
     parser.add_argument(
         "--tiny", action="store_true", help="a toy, to see that the steps run; the defaults of the rest"
     )

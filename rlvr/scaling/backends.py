@@ -21,7 +21,7 @@ from rlvr.scaling.architecture import (
 )
 from rlvr.scaling.workload import Workload
 
-NF4 = 0.5 + 4 / 64  # bytes of a 4-bit weight with a float32 scale for 64 of them
+NF4 = 0.5 + 1 / 64 + 4 / (64 * 256)  # bytes of a weight: 4 bits, 8 for the scale of 64, 32 for that of 256 scales
 # DeepSpeed's defaults, in elements; accelerate's launch configurations set none of them.
 REDUCE_BUCKET, MAX_LIVE, SUB_GROUP = 5e8, 1e9, 1e9
 

@@ -31,11 +31,11 @@ def doctor(
         if model is not None and model_size is not None:
             raise UserError("--model and --model-size both say which model; give one of them.")
         if model is None and model_size is None:
-            given = [name for name in context.params if context.get_parameter_source(name).name == "COMMANDLINE"]
-            if given:
-                raise UserError(
-                    f"--{given[0].replace('_', '-')} is of an estimate; say of which model, as with --model-size 7B."
-                )
+            for name in context.params:
+                source = context.get_parameter_source(name)
+                if source is not None and source.name == "COMMANDLINE":
+                    option = name.replace("_", "-")
+                    raise UserError(f"--{option} is of an estimate; say of which model, as with --model-size 7B.")
             from rlvr.doctor import diagnose
 
             if not diagnose(Console()):

@@ -82,12 +82,15 @@ def loss_parts(sizes: Architecture, work: Workload, held: Held, always: Parts) -
     return max(moments, key=lambda parts: parts.total)
 
 
+def as_computed(work: Workload, backend: str) -> Workload:
+    """The workload with the weights' dtype that the backend computes with."""
+    return work if BACKENDS[backend].keeps_dtype else replace(work, weights="bfloat16")
+
+
 def estimate(sizes: Architecture, work: Workload, gpus: int, backend: str) -> Estimate:
     """Every stage of a step: sampling, log-probs of frozen weights, forward and backward pass, optimiser step."""
-    chosen = BACKENDS[backend]
-    if not chosen.keeps_dtype:
-        work = replace(work, weights="bfloat16")
-    held = chosen.held(sizes, work, gpus)
+    work = as_computed(work, backend)
+    held = BACKENDS[backend].held(sizes, work, gpus)
     always = Parts(
         weights=held.weights,
         masters=held.masters,

@@ -1,15 +1,16 @@
 """The estimate as a table, and the words below it."""
 
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
 from dataclasses import replace
 
 from rich.console import Console
 from rich.table import Table
 
+from rlvr.scaling import activations as passes
 from rlvr.scaling.advice import USABLE, advice, updates_in_float32, verdict
 from rlvr.scaling.architecture import Architecture, parameters
 from rlvr.scaling.backends import BACKENDS
-from rlvr.scaling.estimate import STAGES, Estimate, estimates
+from rlvr.scaling.estimate import STAGES, as_computed, estimates
 from rlvr.scaling.workload import GIB, Workload
 
 TITLES = {
@@ -20,7 +21,6 @@ TITLES = {
     "buckets": "communication buckets",
     "gathered": "gathered weights",
     "reference": "reference model",
-    "head": "LM head, in tiles",
     "kv_cache": "KV cache",
     "sampling": "sampling, temporary",
     "working": "optimiser, temporary",
@@ -28,8 +28,10 @@ TITLES = {
 STAGE_TITLES = {"rollout": "rollout", "scoring": "old log-probs", "loss": "loss", "optimiser": "optimiser step"}
 
 
-def table_of(work: Workload, checked: Sequence[Estimate], plain: Sequence[Estimate], gpu_memory: float) -> Table:
+def table_of(sizes: Architecture, work: Workload, gpus: int, gpu_memory: float) -> Table:
     """GiB on one GPU: every part at its largest, the sum of each stage, and the peak, a column for each backend."""
+    plain_work = replace(work, checkpointing=False)
+    checked, plain = estimates(sizes, work, gpus), estimates(sizes, plain_work, gpus)
     table = Table("GiB on one GPU", title="estimate", title_justify="left")
     for each in checked:
         table.add_column(BACKENDS[each.backend].title, justify="right")
@@ -38,10 +40,15 @@ def table_of(work: Workload, checked: Sequence[Estimate], plain: Sequence[Estima
         if any(values):
             table.add_row(title, *(f"{value / GIB:.1f}" if value else "" for value in values))
 
+    def passing(title: str, formula: Callable[[Architecture, Workload], float], asked: Workload) -> None:
+        row(title, [formula(sizes, as_computed(asked, each.backend)) for each in checked])
+
     for part, title in TITLES.items():
         row(title, [each.largest(part) for each in checked])
-    row("activations, checkpointed", [each.stages["loss"].activations for each in checked])
-    row("activations, all kept", [each.stages["loss"].activations for each in plain])
+    passing("LM head, in tiles", passes.head_backward, work)
+    passing("activations, checkpointed", passes.activations, work)
+    passing("activations, all kept", passes.activations, plain_work)
+    passing("one layer, backward", passes.backward_work, work)
     table.add_section()
     for stage in STAGES:
         row(f"= {STAGE_TITLES[stage]}", [each.stages[stage].total for each in checked])
@@ -68,9 +75,7 @@ def print_report(console: Console, sizes: Architecture, work: Workload, gpus: in
         f"{gpus} x {gpu_memory_gib:g} GiB; per GPU {work.batch} completions a micro-batch, {work.rollout_rows} sampled"
         f" at once, {work.prompt_length} + {work.completion_length} tokens; {trained} trained{frozen}"
     )
-    checked = estimates(sizes, work, gpus)
-    plain = estimates(sizes, replace(work, checkpointing=False), gpus)
-    console.print(table_of(work, checked, plain, gpu_memory))
+    console.print(table_of(sizes, work, gpus, gpu_memory))
     console.print(
         f"Not all parts exist at once, so the peak is less than their sum. fits: at most {USABLE:.0%} of the GPU."
     )

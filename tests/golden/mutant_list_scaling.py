@@ -62,7 +62,7 @@ SCALING_FAULTS: tuple[tuple[str, str, str, str], ...] = (
     ),
     (ESTIMATE, "if work.accumulation > 1 else 0.0", "if work.accumulation > 99 else 0.0", "loss: no earlier gradients"),
     (ESTIMATE, "gradients=held.gradients, working=held.working", "gradients=held.gradients", "optimiser: no temporary"),
-    (ESTIMATE, "if not chosen.keeps_dtype:", "if chosen.keeps_dtype:", "the dtype kept by the wrong backends"),
+    (ESTIMATE, "return work if BACKENDS", "return work if not BACKENDS", "the dtype kept by the wrong backends"),
     (ADVICE, "USABLE = 0.9", "USABLE = 1.0", "no room is left"),
     (ADVICE, "not updates_in_float32(each.work", "updates_in_float32(each.work", "rounding preferred"),
     (ADVICE, '(backend == "single" and gpus > 1)', "False", "one GPU of many"),

@@ -156,8 +156,9 @@ def test_held_with_adapters_by_hand() -> None:
     """512 weights of adapters, float32, beside 1464 frozen ones."""
     assert backends.single(TOY, LORA, 1) == backends.Held(2928 + 2048, 4096, 2048, 2048)
     quantized = replace(LORA, quantized=True)
-    # 1152 weights of layers in 0.5625 bytes and 312 others in 2; adapters bfloat16; the largest linear map is 8x16
-    frozen = 648 + 624
+    # 1152 weights of layers in 4 bits, 18 scales in 8, 18 / 256 scales of those in 32; 312 others in 2 bytes; adapters
+    # bfloat16; the largest linear map is 8x16
+    frozen = 576 + 18 + 18 / 256 * 4 + 624
     assert backends.single(TOY, quantized, 1) == backends.Held(
         frozen + 1024, 2048, 1024, 1024, gathered=256, gathered_rollout=256
     )
