@@ -1,5 +1,7 @@
 """What is in `recipes/cluster/`, read for the tests."""
 
+import copy
+import functools
 import json
 from argparse import Namespace
 from collections.abc import Iterator, Mapping, Sequence
@@ -16,6 +18,12 @@ SCHEMAS = Path(__file__).parent / "schemas"
 
 
 def documents(name: str) -> list[dict[str, Any]]:
+    """Those of one file, for the caller to change."""
+    return copy.deepcopy(_documents(name))
+
+
+@functools.cache
+def _documents(name: str) -> list[dict[str, Any]]:
     return list(yaml.safe_load_all((CLUSTER / name).read_text()))
 
 

@@ -4,6 +4,7 @@ import copy
 import re
 import shutil
 import subprocess
+from collections.abc import Iterator
 from pathlib import Path
 from typing import Any
 
@@ -82,12 +83,21 @@ def sky() -> dict[str, Any]:
     return read
 
 
+def in_any_case(validator: Any, allowed: list[str], value: str, _: Any) -> Iterator[jsonschema.ValidationError]:
+    """A keyword of SkyPilot's own."""
+    if value.lower() not in [each.lower() for each in allowed]:
+        yield jsonschema.ValidationError(f"{value!r} is not one of {allowed}")
+
+
+SkyValidator = jsonschema.validators.extend(jsonschema.Draft7Validator, {"case_insensitive_enum": in_any_case})
+
+
 def check_sky(task: dict[str, Any]) -> None:
     schemas = schema("skypilot.json")
-    jsonschema.validate(task, schemas["task"])
-    jsonschema.validate(task["resources"], schemas["resources"])
+    SkyValidator(schemas["task"]).validate(task)
+    SkyValidator(schemas["resources"]).validate(task["resources"])
     for mount in task["file_mounts"].values():
-        jsonschema.validate(mount, schemas["storage"])
+        SkyValidator(schemas["storage"]).validate(mount)
 
 
 def test_skypilot_is_valid_and_its_validator_is_not_blind() -> None:
@@ -96,6 +106,7 @@ def test_skypilot_is_valid_and_its_validator_is_not_blind() -> None:
         (("num_node",), 2),
         (("resources", "spot"), True),
         (("resources", "job_recovery", "recover_on_exit_codes"), [475]),
+        (("file_mounts", "/shared", "mode"), "MOUNT-CACHED"),
         (("file_mounts", "/shared", "config", "mount_cached", "transfer"), 1),
     ]
     for path, value in damages:

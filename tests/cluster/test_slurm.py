@@ -103,14 +103,12 @@ def wait_for(*files: Path) -> None:
 def test_a_warned_job_saves_on_every_node_and_is_queued_again(start: Start, tmp_path: Path) -> None:
     process = start("recipe.yaml", "runs/x", STUB="save", VLLM_MODEL="some/model", SLURM_JOB_NODELIST="a,b,c")
     wait_for(*(tmp_path / name for name in ("ready.0", "ready.1", "server", "train.pids", "vllm.pids")))
-    (server,) = (tmp_path / "vllm.pids").read_text().split()
     process.send_signal(signal.SIGTERM)
-    output = process.communicate(timeout=20)
+    output = process.communicate(timeout=20)  # until nobody holds its output: the server has ended as well
     assert process.returncode == 75, output
     assert (tmp_path / "requeued").read_text().split() == [JOB_ID]
     assert (tmp_path / "saved.0").exists()
     assert (tmp_path / "saved.1").exists()
-    assert not Path(f"/proc/{server}").exists()
     options = parser().parse_args((tmp_path / "arguments.1").read_text().splitlines()[1:])
     assert options.machines == 2
     assert set(options.overrides) >= {"trainer.vllm_mode=server", "trainer.vllm_server_host=c", "trainer.use_vllm=true"}
@@ -122,11 +120,9 @@ def test_a_warned_job_saves_on_every_node_and_is_queued_again(start: Start, tmp_
 @pytest.mark.distributed
 def test_two_nodes_train_the_quickstart(start: Start, tmp_path: Path) -> None:
     run = tmp_path / "run"
-    data = "reasoning_gym://chain_sum?min_terms=3&max_terms=3&max_digits=1&seed=2&size=5"
     sizes = ["trainer.max_steps=1", "trainer.per_device_train_batch_size=8", "trainer.gradient_accumulation_steps=1"]
-    evaluation = ["evaluation.num_samples=2", "evaluation.k=[1,2]", f"evaluation.sets.heldout.dataset={data}"]
     process = start(
-        *("recipes/quickstart.yaml", str(run), *sizes, *evaluation, "report.to=[none]"),
+        *("recipes/quickstart.yaml", str(run), *sizes, "evaluation.sets={}", "report.to=[none]"),
         PYTHON=sys.executable,
         PYTHONPATH=str(ROOT),
         OMP_NUM_THREADS="1",
