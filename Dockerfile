@@ -1,11 +1,11 @@
 # The framework for NVIDIA GPUs, from the same lock as on a laptop. docs/cluster.md has its size and what it needs.
-#   docker build -t rlvr:0.1.0 --build-arg EXTRAS=deepspeed,vllm .
+#   docker build -t rlvr:0.1.0 --build-arg EXTRAS=deepspeed .
 #   docker run --gpus all --shm-size 16g -v rlvr-runs:/workspace/rlvr/runs rlvr:0.1.0 rlvr train recipes/quickstart.yaml
 
 # ---- builder: the virtual environment. With nvcc, for source distributions that compile.
 FROM nvidia/cuda:13.0.1-devel-ubuntu24.04@sha256:7d2f6a8c2071d911524f95061a0db363e24d27aa51ec831fcccf9e76eb72bc92 AS builder
 
-# Extras of pyproject.toml, comma-separated: deepspeed, vllm.
+# Extras of pyproject.toml, comma-separated. Those that fit the lock: vllm wants other versions of some packages.
 ARG EXTRAS=deepspeed
 
 ENV DEBIAN_FRONTEND=noninteractive \

@@ -57,7 +57,8 @@ def resolved(extras: str) -> list[dict[str, Any]]:
         report = Path(folder) / "report.json"
         command = [sys.executable, "-m", "pip", "install", "--dry-run", "--ignore-installed", "--quiet"]
         command += ["--disable-pip-version-check", "--report", str(report), "-c", str(ROOT / "requirements.lock")]
-        subprocess.run([*command, f"{ROOT}[{extras}]"], env=plain, check=True)
+        if subprocess.run([*command, f"{ROOT}[{extras}]"], env=plain, check=False).returncode:
+            sys.exit(f"error: pip found no versions for the extras {extras} that fit the lock; see above.")
         found: list[dict[str, Any]] = json.loads(report.read_text())["install"]
     return [each for each in found if not each["download_info"]["url"].startswith("file:")]
 
