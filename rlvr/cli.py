@@ -99,10 +99,11 @@ def explain(preset: Annotated[str, typer.Argument(help="a preset, such as dapo, 
 
 
 def _recipe_files(path: Path) -> list[Path]:
-    """The recipes at or below a path; `accelerate/` holds launch configurations, which are not recipes."""
+    """The recipes at or below a path; `accelerate/` and `cluster/` say how to launch one and hold none."""
     if not path.is_dir():
         return [path]
-    return sorted(file for file in path.rglob("*.yaml") if "accelerate" not in file.parts)
+    launching = {"accelerate", "cluster"}
+    return sorted(f for f in path.rglob("*.yaml") if launching.isdisjoint((path.name, *f.relative_to(path).parts)))
 
 
 @rewards_app.command("list")
