@@ -69,20 +69,16 @@ def adapter_parameters(sizes: Architecture, rank: int) -> int:
     return sizes.layers * sum(rank * (n + m) for n, m in linear_shapes(sizes))
 
 
-QWEN3 = {"kv_heads": 8, "head_dim": 128, "vocab": 151_936, "head_norms": True}
-QWEN25 = {"head_dim": 128, "vocab": 151_936, "head_norms": False}
-LLAMA = {"kv_heads": 8, "vocab": 128_256, "head_norms": False}
-
 # As published in the config.json of each.
 KNOWN: dict[str, Architecture] = {
     each.name: each
     for each in (
-        Architecture("Qwen3-0.6B", hidden=1024, layers=28, heads=16, intermediate=3072, tied=True, **QWEN3),
-        Architecture("Qwen3-1.7B", hidden=2048, layers=28, heads=16, intermediate=6144, tied=True, **QWEN3),
-        Architecture("Qwen3-4B", hidden=2560, layers=36, heads=32, intermediate=9728, tied=True, **QWEN3),
-        Architecture("Qwen3-8B", hidden=4096, layers=36, heads=32, intermediate=12288, tied=False, **QWEN3),
-        Architecture("Qwen3-14B", hidden=5120, layers=40, heads=40, intermediate=17408, tied=False, **QWEN3),
-        Architecture("Qwen3-32B", hidden=5120, layers=64, heads=64, intermediate=25600, tied=False, **QWEN3),
+        Architecture("Qwen3-0.6B", 1024, 28, 16, 8, 128, 3072, 151_936, True, True),
+        Architecture("Qwen3-1.7B", 2048, 28, 16, 8, 128, 6144, 151_936, True, True),
+        Architecture("Qwen3-4B", 2560, 36, 32, 8, 128, 9728, 151_936, True, True),
+        Architecture("Qwen3-8B", 4096, 36, 32, 8, 128, 12288, 151_936, False, True),
+        Architecture("Qwen3-14B", 5120, 40, 40, 8, 128, 17408, 151_936, False, True),
+        Architecture("Qwen3-32B", 5120, 64, 64, 8, 128, 25600, 151_936, False, True),
         Architecture("Qwen2.5-0.5B", 896, 24, 14, 2, 64, 4864, 151_936, True),
         Architecture("Qwen2.5-1.5B", 1536, 28, 12, 2, 128, 8960, 151_936, True),
         Architecture("Qwen2.5-3B", 2048, 36, 16, 2, 128, 11_008, 151_936, True),

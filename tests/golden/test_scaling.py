@@ -152,6 +152,14 @@ def test_held_by_hand() -> None:
     assert backends.fsdp2(TOY, FULL, 4) == fsdp2
 
 
+def test_zero3_of_a_model_beyond_its_limits() -> None:
+    """8.19 billion weights: 1e9 are kept gathered, all of them to sample; the optimiser takes 1e9 at a time."""
+    held = backends.zero3(QWEN8B, Workload(reference=True), 4)
+    assert (held.gathered, held.gathered_reference, held.working) == (2e9, 2e9, 8e9)
+    assert held.gathered_rollout == 2 * parameters(QWEN8B)
+    assert backends.zero3(QWEN8B, Workload(gathers_to_sample=False), 4).gathered_rollout == 2e9
+
+
 def test_held_with_adapters_by_hand() -> None:
     """512 weights of adapters, float32, beside 1464 frozen ones."""
     assert backends.single(TOY, LORA, 1) == backends.Held(2928 + 2048, 4096, 2048, 2048)
