@@ -73,9 +73,10 @@ def _check_subset(some: Mapping[Key, object], others: Mapping[Key, object], said
     missing = sorted(map(str, some.keys() - others.keys()), key=lambda name: (len(name), name))
     if missing:
         more = f" and {len(missing) - SHOWN} more" if len(missing) > SHOWN else ""
+        named = f"{'prompts' if missing[1:] else 'prompt'} {', '.join(missing[:SHOWN])}{more}"
         raise EvaluationError(
-            f"Prompts {', '.join(missing[:SHOWN])}{more} were evaluated for {said}; compare samples of the same data"
-            " set, or finish the evaluation that was interrupted."
+            f"Evaluated for {said}: {named}; compare samples of the same data set, or finish the evaluation that was"
+            " interrupted."
         )
 
 

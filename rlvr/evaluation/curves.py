@@ -108,7 +108,7 @@ def crossing_points(differences: Floats, ks: Sequence[int]) -> Floats:
     first_below = np.where(below & (places > last_above[:, None]), places, len(ks) - 1).min(axis=1)
     rows = np.arange(len(differences))
     start, end = differences[rows, last_above], differences[rows, first_below]
-    with np.errstate(divide="ignore", invalid="ignore"):  # rows without a crossing
+    with np.errstate(divide="ignore", invalid="ignore", over="ignore"):  # rows without a crossing
         share = start / (start - end)
         inside = np.exp(logs[last_above] + share * (logs[first_below] - logs[last_above]))
     found = np.where(last_above > last_below, math.inf, np.where(last_above < 0, 0.0, inside))

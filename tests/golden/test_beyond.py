@@ -141,7 +141,7 @@ def test_sign_flip_equals_enumeration() -> None:
 
 
 def test_sign_flip_of_many_is_near_enumeration_and_never_0() -> None:
-    sums = [Fraction(each) for each in (3, 1, -2, 4, 1, 2, -1, 1, 3, -2, 1, 2, 1, -1)]
+    sums = [3, 1, -2, 4, 1, 2, -1, 1, 3, -2, 1, 2, 1, -1]
     assert len(sums) > MAX_EXACT
     expected = float(reference.sign_flip_p_value(sums))
     found = sign_flip_p_value(np.array([float(each) for each in sums]), seed=2)
@@ -199,9 +199,11 @@ def test_comparison_of_repeated_prompts_is_no_surer() -> None:
 
 
 def test_comparison_refuses_prompts_of_one_model_by_name() -> None:
-    with pytest.raises(EvaluationError, match="Prompts 9, 10 were evaluated for the reference but not for the model"):
+    with pytest.raises(EvaluationError, match="Evaluated for the reference but not for the model: prompts 9, 10;"):
         compare({1: 0.0}, {1: 0.0, 9: 1.0, 10: 1.0}, seed=0)
-    with pytest.raises(EvaluationError, match=r"Prompts a, b, c, d, e and 2 more were .* for the model but not"):
+    with pytest.raises(
+        EvaluationError, match="for the model but not for the reference: prompts a, b, c, d, e and 2 more;"
+    ):
         compare(dict.fromkeys("xabcdefg", 0.0), {"x": 0.0}, seed=0)
     with pytest.raises(EvaluationError, match="No prompt has a verdict"):
         compare({1: None}, {1: 1.0}, seed=0)
@@ -331,10 +333,10 @@ def test_every_prompt_is_in_one_bin() -> None:
 def test_a_model_is_no_better_than_itself_at_any_difficulty() -> None:
     """Bins made with the very samples that are compared would show gains on hard and losses on easy prompts."""
     rng = np.random.default_rng(1)
-    rates = rng.random((4000, 1))
-    base, again = rng.random((4000, 8)) < rates, rng.random((4000, 8)) < rates
+    rates = rng.random((2000, 1))
+    base, again = rng.random((2000, 8)) < rates, rng.random((2000, 8)) < rates
     rows = difficulty_table(base, again, seed=0)
-    assert len(rows) == 6
+    assert len(rows) == 5  # four samples are never right more than 3 and less than 4 times
     assert max(abs(row.difference.value) for row in rows) < 0.035
 
 

@@ -72,7 +72,7 @@ def cluster_means(values: Sequence[float], clusters: Sequence[Hashable]) -> list
     return sorted(means)
 
 
-def sign_flip_p_value(sums: Sequence[Fraction]) -> Fraction:
+def sign_flip_p_value(sums: Sequence[Fraction | int]) -> Fraction:
     """The share of all ways of giving each sum one of both signs whose total is as far from 0 as that observed."""
     observed = abs(sum(sums))
     flipped = [

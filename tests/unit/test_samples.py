@@ -1,6 +1,7 @@
 """Samples of an evaluation as files: what is written is read, what cannot be is refused, what is cut off goes on."""
 
 import json
+from collections.abc import Mapping
 from dataclasses import fields, replace
 from pathlib import Path
 from typing import Any
@@ -27,6 +28,7 @@ from rlvr.types import Rollouts
 from rlvr.verification import RewardFunction, Verdicts, verify
 
 SETTINGS = {"model": "tiny", "num_samples": 2}
+SAME: Mapping[bytes, bytes] = {}
 
 
 def sample(prompt_id: int = 0, outcome: float | None = 1.0, **settings: Any) -> Sample:
@@ -120,8 +122,8 @@ def test_a_damaged_file_is_named(tmp_path: Path) -> None:
             read_samples(tmp_path)
 
 
-def _rewrite(path: Path, table: pa.Table, **metadata: str) -> None:
-    pq.write_table(table.replace_schema_metadata({**(table.schema.metadata or {}), **metadata}), path)
+def _rewrite(path: Path, table: pa.Table, metadata: Mapping[bytes, bytes] = SAME) -> None:
+    pq.write_table(table.replace_schema_metadata({**table.schema.metadata, **metadata}), path)
 
 
 def test_a_foreign_file_is_named(tmp_path: Path) -> None:
@@ -130,7 +132,7 @@ def test_a_foreign_file_is_named(tmp_path: Path) -> None:
     pq.write_table(pa.table({"prompt_id": [1]}), path)
     with pytest.raises(EvaluationError, match=r"part-00000-000.parquet holds no samples"):
         read_samples(tmp_path)
-    _rewrite(path, table, **{"rlvr.samples": "9"})
+    _rewrite(path, table, {b"rlvr.samples": b"9"})
     with pytest.raises(EvaluationError, match="version 9"):
         read_samples(tmp_path)
     _rewrite(path, table.drop_columns(["answer"]))
