@@ -1,8 +1,10 @@
 """Whether evaluation prompts, or long pieces of them, are among the training prompts."""
 
 import re
-from collections.abc import Sequence
+from collections import defaultdict
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
+from itertools import count
 
 import numpy as np
 from numpy.typing import NDArray
@@ -15,7 +17,8 @@ TEMPLATE_SHARE, TEMPLATE_PROMPTS = 0.01, 20
 NUM_OFFENDERS = 10
 CHUNK = 20_000  # training prompts at a time
 
-Hashes, Ints = NDArray[np.uint64], NDArray[np.int64]
+Hashes = NDArray[np.uint64]
+Ints = NDArray[np.int64]
 
 
 @dataclass(frozen=True)
@@ -59,7 +62,7 @@ def contamination(prompts: Sequence[str], training_prompts: Sequence[str], n: in
     """
     if not prompts or n < 1:
         raise ValueError("contamination needs at least one evaluation prompt and n-grams of at least one word")
-    vocabulary: dict[str, int] = {}
+    vocabulary = defaultdict[str, int](count().__next__)  # numbers words as they are first met
     ours, theirs = [_ids(text, vocabulary) for text in prompts], [_ids(text, vocabulary) for text in training_prompts]
     head, tail = _common(ours + theirs) if len(theirs) > TEMPLATE_PROMPTS else (0, 0)
     ours, theirs = ([ids[head : len(ids) - tail] for ids in each] for each in (ours, theirs))
@@ -92,8 +95,8 @@ class _Shared:
     found_in: Ints  # and that training prompt
 
 
-def _ids(text: str, vocabulary: dict[str, int]) -> list[int]:
-    return [vocabulary.setdefault(word, len(vocabulary)) for word in WORD.findall(text.casefold())]
+def _ids(text: str, vocabulary: Mapping[str, int]) -> list[int]:
+    return list(map(vocabulary.__getitem__, WORD.findall(text.casefold())))
 
 
 def _common(prompts: Sequence[list[int]]) -> tuple[int, int]:

@@ -46,7 +46,7 @@ def difficulty_table(
     difficulty, base_rates, tuned_rates = base[:, 0::2].mean(axis=1), base[:, 1::2].mean(axis=1), tuned.mean(axis=1)
     rows = []
     for label, low, high in BINS:
-        chosen = np.flatnonzero((difficulty > low) & (difficulty <= high))
+        chosen = np.flatnonzero((difficulty > low) & (difficulty <= high)).tolist()
         if len(chosen) == 0:
             continue
         units = None if clusters is None else [clusters[index] for index in chosen]

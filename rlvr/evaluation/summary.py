@@ -58,8 +58,8 @@ def by_prompt(samples: Sequence[Sample]) -> dict[int, PromptSamples]:
         for prompt_id, each in drawn.items()
     }
     most = max(len(each.drawn) for each in found.values())
-    for prompt_id, each in found.items():
-        if len(each.drawn) != most or (each.greedy is None) != (not greedy):
+    for prompt_id, prompt in found.items():
+        if len(prompt.drawn) != most or (prompt.greedy is None) != (not greedy):
             raise EvaluationError(
                 f"Prompt {prompt_id} of {names[0]} lacks samples that others have; finish the evaluation first."
             )
