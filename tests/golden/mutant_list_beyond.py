@@ -9,6 +9,7 @@ CURVES, VERDICT, CONTAMINATION, SAMPLES, SUMMARY, BEYOND = (
 
 # (file under rlvr/, old text, new text, description)
 BEYOND_FAULTS: tuple[tuple[str, str, str, str], ...] = (
+    (ESTIMATORS, "found, wanted = {}, set(ks)", "found, wanted = {}, {min(ks)}", "one k only"),
     (ESTIMATORS, "left = n - k + 1", "left = n", "draws with replacement"),
     (ESTIMATORS, "np.where(k > n - c, 1.0, np.minimum(solved, 1.0))", "solved", "nearly 1 where all must be right"),
     (

@@ -124,6 +124,9 @@ def test_token_entropy_is_over_tokens() -> None:
     assert found.value == pytest.approx((10 + 0 + 20) / 80)
     # Two prompts with 40 tokens each: 0.25 and 0.5, and their mean, are all that resamples can give.
     assert (found.low, found.high) == pytest.approx((0.25, 0.5))
+    unlike = mean_token_entropy([[1.0], [0.0]], [[30], [10]], seed=0)
+    assert unlike is not None
+    assert unlike.value == pytest.approx(30 / 40)
     assert mean_token_entropy([[None]], [[3]], seed=0) is None
     assert mean_token_entropy([[0.4]], [[0]], seed=0) is None
 
@@ -185,7 +188,7 @@ def test_comparison_of_paired_prompts_is_surer_than_of_their_means() -> None:
 
 
 def test_comparison_of_repeated_prompts_is_no_surer() -> None:
-    values, others = {i: float(i % 3 == 0) for i in range(9)}, {i: float(i % 4 == 0) for i in range(9)}
+    values, others = {i: float(i % 3 == 0) for i in range(9)}, {i: float(i == 4) for i in range(9)}
     once = compare(values, others, seed=4)
     many = compare(
         {i: values[i % 9] for i in range(90)},
@@ -193,7 +196,7 @@ def test_comparison_of_repeated_prompts_is_no_surer() -> None:
         seed=4,
         clusters={i: f"text {i % 9}" for i in range(90)},
     )
-    assert many.p_value == once.p_value
+    assert many.p_value == once.p_value == 10 / 16
     first, second = once.difference, many.difference
     assert (second.value, second.low, second.high) == pytest.approx((first.value, first.low, first.high))
 

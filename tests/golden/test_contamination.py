@@ -76,6 +76,8 @@ def test_a_template_of_some_of_the_training_prompts_is_no_overlap() -> None:
     others = [" ".join(f"v{rng.randint(0, 10**6)}" for _ in range(20)) for _ in range(100)]
     training = [f"{words(15)} {index} {index + 1}" for index in range(TEMPLATE_PROMPTS + 1)] + others
     assert contamination([f"{words(15)} 77 79"], training).num_overlapping == 0
+    # Of the n-grams that are no template, those that end with 7 and with 8 are found, that with x is not.
+    assert contamination([f"{words(15)} 7 8 x"], training).overlaps == (pytest.approx(2 / 3),)
     # One prompt less, and it might be chance.
     assert contamination([f"{words(15)} 77 79"], training[1:]).num_overlapping == 1
 
