@@ -1,4 +1,4 @@
-"""The training step on TRL's trainer. This is the only file that touches TRL's private methods.
+"""The training step on TRL's trainer, whose private methods only this file and, for checkpoints, resumable.py touch.
 
 TRL keeps loading, engines, data loading, checkpoints and logging; the step itself is ours:
 
@@ -11,7 +11,6 @@ from collections.abc import Callable, Iterator, Mapping, Sequence
 from contextlib import contextmanager, nullcontext
 from dataclasses import replace
 from functools import partial
-from pathlib import Path
 from typing import Any
 
 import torch
@@ -19,8 +18,7 @@ from datasets import Dataset
 from peft import PeftModel
 from torch import Tensor
 from transformers import PreTrainedModel, PreTrainedTokenizerBase, TrainerCallback
-from transformers.trainer_utils import PREFIX_CHECKPOINT_DIR
-from trl import GRPOConfig, GRPOTrainer
+from trl import GRPOConfig
 
 from rlvr.advantages import step_advantages
 from rlvr.batching import (
@@ -47,21 +45,22 @@ from rlvr.objectives.regularizers import Regularizer, all_needs
 from rlvr.objectives.regularizers.step import prepare_step, step_tokens
 from rlvr.objectives.reward_kl import reward_penalties
 from rlvr.ops.support import SupportLogprobs
-from rlvr.plugins import load_plugins, save_plugins
+from rlvr.plugins import Stateful
 from rlvr.policy import attach_token_stats, read_completions
 from rlvr.policy_scorer import PolicyScorer, scorer_offer
 from rlvr.reporting.completions import completions_table
 from rlvr.reporting.metrics import majority_rate, mean_shares
 from rlvr.reporting.step_sums import StepSums
+from rlvr.resumable import ResumableTrainer
 from rlvr.rollout import make_rollouts
 from rlvr.rollout.spread import Sampled, entries
 from rlvr.rollout.temperature import sampling_at
 from rlvr.seeds import derived_seed
 from rlvr.types import Microbatch, Rollouts, ScoredRollouts, TrainRow
-from rlvr.verification import RewardFunction, Verdicts, check_unscorable, verify
+from rlvr.verification import Judge, RewardFunction, Verdicts, check_unscorable, limits_of, shared_judge, verify
 
 
-class RLVRTrainer(GRPOTrainer):
+class RLVRTrainer(ResumableTrainer):
     """GRPO-style policy optimisation with verifiable rewards.
 
     `args` sets sizes, sampling and optimisation; `algorithm` the objective; `rewards` what is optimised and which of
@@ -100,7 +99,8 @@ class RLVRTrainer(GRPOTrainer):
             args=args,
             train_dataset=train_dataset,
             processing_class=processing_class,
-            callbacks=callbacks,
+            # Jumps come first, so that a step is evaluated and saved as it is after its jump.
+            callbacks=[*([jumps] if jumps is not None else []), *(callbacks or [])],
         )
         attach_token_stats(self._base(self.model))
         if self.ref_model is not None:
@@ -122,12 +122,11 @@ class RLVRTrainer(GRPOTrainer):
         self.offers = scorer_offer(self.reward_functions, self.scorer)
         self.guidance = None if guidance is None else guidance(self._tools())
         others = {"group_filter": self.group_filter, "guidance": self.guidance}
-        self._plugins: dict[str, Any] = {each.name: each for each in self.regularizers}
+        self._plugins: dict[str, Stateful] = {each.name: each for each in self.regularizers}
         self._plugins |= {name: each for name, each in others.items() if each is not None}
         self.jumps = jumps
         if jumps is not None:
-            jumps.attach(Host(self.accelerator, self._record, self._forget_rollouts), self.model)
-            self.add_callback(jumps)
+            jumps.attach(Host(self.accelerator, self.record, self._forget_rollouts), self.model)
 
     # ---- the step ---------------------------------------------------------------------------------------------------
 
@@ -157,7 +156,7 @@ class RLVRTrainer(GRPOTrainer):
         """Every reward of every completion, and the verifier's outcome."""
         with self._timed("verify"):
             verdicts = self._verdicts(rollouts)
-        self._record(mean_shares(self.accelerator, verdicts))
+        self.record(mean_shares(self.accelerator, verdicts))
         return ScoredRollouts(rollouts, verdicts)
 
     def _verdicts(self, rollouts: Rollouts) -> Verdicts:
@@ -182,7 +181,7 @@ class RLVRTrainer(GRPOTrainer):
             return scored
         with self._timed("guide"):
             guided = self.guidance(scored, self.state.global_step)
-        self._record(guided.metrics)
+        self.record(guided.metrics)
         return guided.scored
 
     def reward_penalties(self, rollouts: Rollouts) -> list[Tensor]:
@@ -202,12 +201,12 @@ class RLVRTrainer(GRPOTrainer):
         """Advantages of this rank's completions, or [T] of their tokens; statistics are of all ranks."""
         result = step_advantages(scored, penalties, self.algorithm, self.accelerator, self.group_filter)
         check_unscorable(result.metrics["outcome/unscorable_frac"], self.rewards_config)
-        self._record(result.metrics)
+        self.record(result.metrics)
         self.latest_completions = gather_table(completions_table(scored, result.of_completions))
         unhelped = self.latest_completions
         if scored.plain is not None:
             unhelped = gather_table(completions_table(scored.plain, result.of_completions))
-        self._record({"outcome/maj_at_n": majority_rate(unhelped)})
+        self.record({"outcome/maj_at_n": majority_rate(unhelped)})
         return result.of_tokens or result.of_completions
 
     def microbatches(self, rollouts: Rollouts, advantages: Sequence[float | Tensor]) -> list[Microbatch]:
@@ -276,20 +275,15 @@ class RLVRTrainer(GRPOTrainer):
             currents = [self._frozen.of_batch(self.model, batch, self.needs.step) for batch in batches]
         tokens = self._step_tokens(batches, currents, step=self.state.global_step)
         self._buffered_inputs[window], metrics = prepare_step(batches, self.regularizers, tokens)
-        self._record(metrics)
+        self.record(metrics)
 
-    def _save_checkpoint(self, model: torch.nn.Module, trial: Any) -> None:
-        super()._save_checkpoint(model, trial)
-        if self.args.should_save:
-            folder = Path(self._get_output_dir(trial=trial)) / f"{PREFIX_CHECKPOINT_DIR}-{self.state.global_step}"
-            save_plugins(folder, self._plugins)
+    @property
+    def plugins(self) -> dict[str, Stateful]:
+        return self._plugins
 
-    def _load_optimizer_and_scheduler(self, checkpoint: str | None) -> None:
-        super()._load_optimizer_and_scheduler(checkpoint)
-        if checkpoint is not None:
-            load_plugins(Path(checkpoint), self._plugins)
-            if self.jumps is not None:
-                self.jumps.resume_from(Path(checkpoint))
+    @property
+    def judge(self) -> Judge:
+        return shared_judge(self.rewards_config.workers, limits_of(self.rewards_config))
 
     def _forget_rollouts(self) -> None:
         """After the weights were replaced: the next step samples anew, from an engine that is given them."""
@@ -362,7 +356,7 @@ class RLVRTrainer(GRPOTrainer):
             quantile=self.guidance.config.shaping_quantile,
             device=self.accelerator.device,
         )
-        self._record(shaped.metrics)
+        self.record(shaped.metrics)
         return shaped.rows
 
     def _ref_logprobs(self, rows: Sequence[TrainRow]) -> list[Tensor]:
@@ -376,9 +370,10 @@ class RLVRTrainer(GRPOTrainer):
             if f"loss/{each.name}" in metrics:
                 metrics[f"coef/{each.name}"] = each.coef_at(self.state.global_step)
             each.finish(metrics)
-        self._record(metrics)
+        self.record(metrics)
 
-    def _record(self, metrics: Mapping[str, float]) -> None:
+    def record(self, metrics: Mapping[str, float]) -> None:
+        """Adds to the metrics of the current step."""
         for name, value in metrics.items():
             self._metrics["train"][name].append(value)
 

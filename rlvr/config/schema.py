@@ -10,6 +10,7 @@ from typing import Any, Literal, Self
 
 from pydantic import Field, field_validator, model_validator
 
+from rlvr.config.checkpoints import CheckpointsConfig
 from rlvr.config.extrapolation import ExtrapolationConfig
 from rlvr.config.guidance import GuidanceConfig
 from rlvr.config.presets import (
@@ -203,6 +204,7 @@ class EvaluationConfig(Section):
     k: list[int] = Field(default=[1, 8])  # of pass@k
     greedy: bool = True
     batch_size: int = Field(default=64, ge=1)  # completions per generate call and process
+    every: int | None = Field(default=None, ge=1)  # optimiser steps between evaluations during training; none: no such
     seed: int = 0
 
     @model_validator(mode="after")
@@ -253,6 +255,7 @@ class Recipe(Section):
     guidance: GuidanceConfig | None = None
     extrapolation: ExtrapolationConfig | None = None
     trainer: dict[str, Any] = Field(default={})
+    checkpoints: CheckpointsConfig = CheckpointsConfig()
     evaluation: EvaluationConfig = EvaluationConfig()
     report: ReportConfig = ReportConfig()
 
@@ -276,6 +279,23 @@ class Recipe(Section):
                     f"{rule!r} is biased under trainer.{name}={value}: the engine reports probabilities of the kept"
                     f" tokens only; set trainer.{name} to {neutral} or algorithm.mismatch to 'none'",
                 )
+        return self
+
+    @model_validator(mode="after")
+    def _check_keep_best(self) -> Self:
+        if self.checkpoints.keep_best is None:
+            return self
+        evaluation, metric = self.evaluation, self.checkpoints.best_by
+        if not evaluation.validation or evaluation.every is None:
+            raise Problem(
+                "checkpoints.keep_best",
+                "needs held-out prompts by which checkpoints are compared; give evaluation.validation some, and"
+                " evaluation.every the steps between comparisons",
+            )
+        metrics = [f"pass@{k}" for k in evaluation.k] + ["greedy"] * evaluation.greedy
+        if metric not in metrics:
+            advice = nearest(metric, metrics, f"it measures {', '.join(metrics)}")
+            raise Problem("checkpoints.best_by", f"{metric!r} is not measured by the evaluation; {advice}")
         return self
 
     @model_validator(mode="after")

@@ -195,7 +195,10 @@ def append_samples(folder: Path, samples: Sequence[Sample], settings: Mapping[st
     table = pa.table(columns, schema=SCHEMA.with_metadata(metadata))
     unfinished = path.with_name(f".{path.name}.{os.getpid()}")
     try:
-        pq.write_table(table, unfinished, compression="zstd")
+        with unfinished.open("wb") as file:
+            pq.write_table(table, file, compression="zstd")
+            file.flush()
+            os.fsync(file.fileno())
         unfinished.replace(path)
     finally:
         unfinished.unlink(missing_ok=True)

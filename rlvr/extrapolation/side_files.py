@@ -5,9 +5,9 @@ import shutil
 from collections.abc import Sequence
 from pathlib import Path
 
+from rlvr.checkpointing.folders import CHECKPOINT
 from rlvr.extrapolation.checkpoints import ADAPTER, POLICY, named_base
 from rlvr.extrapolation.view import WeightView
-from rlvr.run_directory import CHECKPOINT
 
 MODEL_FILES = ("config.json", "generation_config.json", "*.py")
 TOKENIZER_FILES = (

@@ -10,6 +10,7 @@ from tests.golden.mutant_list_logits import LOGITS_FAULTS, LOGITS_TESTS
 from tests.golden.mutant_list_ops import OPS_FAULTS
 from tests.golden.mutant_list_regularizers import REGULARIZER_FAULTS
 from tests.golden.mutant_list_rewards import POOL_TESTS, REWARD_FAULTS, TESTS_OF_REWARDS
+from tests.golden.mutant_list_scaling import SCALING_FAULTS, SCALING_TESTS
 from tests.golden.mutant_list_search import SEARCH_FAULTS, SEARCH_TESTS
 from tests.golden.mutant_list_switches import SWITCH_FAULTS
 
@@ -322,5 +323,6 @@ MUTANTS = (
     *(Mutant(*fault, tests=SEARCH_TESTS[fault[0]]) for fault in SEARCH_FAULTS),
     *(Mutant(*fault, tests=LINEARITY_TESTS[fault[0]]) for fault in LINEARITY_FAULTS),
     *(Mutant(*fault, tests=BEYOND_TESTS[fault[0]]) for fault in BEYOND_FAULTS),
+    *(Mutant(*fault, tests=SCALING_TESTS[fault[0]]) for fault in SCALING_FAULTS),
     *(Mutant(*fault, tests=TESTS_OF_REWARDS.get(fault[0], POOL_TESTS)) for fault in REWARD_FAULTS),
 )

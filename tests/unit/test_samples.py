@@ -96,8 +96,8 @@ def test_a_file_that_cannot_be_finished_leaves_nothing(tmp_path: Path, monkeypat
     append_samples(tmp_path, [sample(0)], SETTINGS)
     whole = pq.write_table
 
-    def full_disk(table: pa.Table, path: Path, **options: Any) -> None:
-        whole(table, path, **options)
+    def full_disk(table: pa.Table, file: Any, **options: Any) -> None:
+        whole(table, file, **options)
         raise OSError("no space left")
 
     monkeypatch.setattr(pq, "write_table", full_disk)
