@@ -16,7 +16,8 @@ from rich.progress import Progress
 from transformers import set_seed
 
 from rlvr.config.schema import EvaluationConfig, RewardsConfig
-from rlvr.evaluation.evaluate import NOTHING, PromptRecord, Sampler, evaluate_rows
+from rlvr.evaluation.evaluate import NOTHING, Sampler, evaluate_rows
+from rlvr.evaluation.records import PromptRecord
 from rlvr.reporting.console import progress_columns
 from rlvr.verification import RewardFunction
 

@@ -2,6 +2,7 @@
 
 from dataclasses import dataclass
 
+from tests.golden.mutant_list_beyond import BEYOND_FAULTS, BEYOND_TESTS
 from tests.golden.mutant_list_extrapolation import EXTRAPOLATION_FAULTS, EXTRAPOLATION_TESTS
 from tests.golden.mutant_list_guidance import GUIDANCE_FAULTS, GUIDANCE_TESTS
 from tests.golden.mutant_list_linearity import LINEARITY_FAULTS, LINEARITY_TESTS
@@ -120,12 +121,11 @@ FAULTS: tuple[tuple[str, str, str, str], ...] = (
         "pass@k biased",
     ),
     (ESTIMATORS, "tail = (1.0 - level) / 2.0", "tail = 1.0 - level", "bootstrap level one-sided"),
-    (ESTIMATORS, "level: float = 0.95", "level: float = 0.9", "bootstrap default level"),
+    (ESTIMATORS, "LEVEL = 0.95", "LEVEL = 0.9", "bootstrap default level"),
     (ESTIMATORS, "default_rng(seed)", "default_rng(0)", "bootstrap seed ignored"),
     (ESTIMATORS, "default_rng(seed)", "default_rng()", "bootstrap not deterministic"),
-    (ESTIMATORS, "size=(num_resamples, len(sample))", "size=(num_resamples, 2 * len(sample))", "resamples too large"),
-    (ESTIMATORS, "integers(0, len(sample)", "integers(0, max(len(sample) - 1, 1)", "last prompt never drawn"),
-    (ESTIMATORS, "sample[picks].mean(axis=1)", "np.median(sample[picks], axis=1)", "bootstrap of the median"),
+    (ESTIMATORS, "integers(0, num_units,", "integers(0, max(num_units - 1, 1),", "last prompt never drawn"),
+    (ESTIMATORS, "times.astype(np.float64) @", "(times > 0).astype(np.float64) @", "prompts drawn twice count once"),
     (ESTIMATORS, "[tail, 1.0 - tail]", "[1.0 - tail, tail]", "bootstrap ends swapped"),
 )
 
@@ -322,6 +322,7 @@ MUTANTS = (
     *(Mutant(*fault, tests=LOGITS_TESTS[fault[0]]) for fault in LOGITS_FAULTS),
     *(Mutant(*fault, tests=SEARCH_TESTS[fault[0]]) for fault in SEARCH_FAULTS),
     *(Mutant(*fault, tests=LINEARITY_TESTS[fault[0]]) for fault in LINEARITY_FAULTS),
+    *(Mutant(*fault, tests=BEYOND_TESTS[fault[0]]) for fault in BEYOND_FAULTS),
     *(Mutant(*fault, tests=SCALING_TESTS[fault[0]]) for fault in SCALING_FAULTS),
     *(Mutant(*fault, tests=TESTS_OF_REWARDS.get(fault[0], POOL_TESTS)) for fault in REWARD_FAULTS),
 )
