@@ -28,6 +28,7 @@ from rlvr.evaluation.sets import load_sets
 from rlvr.extrapolation.periodic import PeriodicJumps
 from rlvr.reporting.console import ProgressCallback, comparison_table
 from rlvr.reporting.recorder import RecorderCallback, draw_learning_curve, read_metrics
+from rlvr.watching.running import watched
 
 
 class Interrupted(RunAborted):
@@ -64,19 +65,20 @@ def run_recipe(loaded: LoadedRecipe, resume: bool) -> Path:
     if state.is_main_process and not resume:
         run_directory.record_start(loaded, state.num_processes)
     state.wait_for_everyone()
-    checkpoint = run_directory.newest_checkpoint(loaded.output_dir) if resume else None
-    trainer.train(resume_from_checkpoint=str(checkpoint) if checkpoint else None)
-    if interrupt.requested:
-        newest = run_directory.newest_checkpoint(loaded.output_dir)
-        # The recipe in the run directory holds the overrides of this command as well.
-        recipe = loaded.output_dir / "recipe.yaml"
-        raise Interrupted(f"Interrupted; saved {newest}. Go on with: rlvr train {recipe} --resume")
-    policy_dir = loaded.output_dir / "policy"
-    trainer.save_model(str(policy_dir))
-    if state.is_main_process:
-        _conclude(loaded, policy_dir, console)
-    state.wait_for_everyone()
-    return policy_dir
+    with watched(loaded.recipe.watch, loaded.output_dir, trainer.watch.progress):
+        checkpoint = run_directory.newest_checkpoint(loaded.output_dir) if resume else None
+        trainer.train(resume_from_checkpoint=str(checkpoint) if checkpoint else None)
+        if interrupt.requested:
+            newest = run_directory.newest_checkpoint(loaded.output_dir)
+            # The recipe in the run directory holds the overrides of this command as well.
+            recipe = loaded.output_dir / "recipe.yaml"
+            raise Interrupted(f"Interrupted; saved {newest}. Go on with: rlvr train {recipe} --resume")
+        policy_dir = loaded.output_dir / "policy"
+        trainer.save_model(str(policy_dir))
+        if state.is_main_process:
+            _conclude(loaded, policy_dir, console)
+        state.wait_for_everyone()
+        return policy_dir
 
 
 def periodic_jumps(

@@ -59,6 +59,7 @@ from rlvr.rollout.temperature import sampling_at
 from rlvr.seeds import derived_seed
 from rlvr.types import Microbatch, Rollouts, ScoredRollouts, TrainRow
 from rlvr.verification import RewardFunction, Verdicts, check_unscorable, verify
+from rlvr.watching.watch import Watch
 
 
 class RLVRTrainer(GRPOTrainer):
@@ -79,6 +80,7 @@ class RLVRTrainer(GRPOTrainer):
         regularizers: Sequence[Regularizer] = (),
         guidance: Callable[[Tools], Guide] | None = None,
         jumps: PeriodicJumps | None = None,
+        watch: Watch | None = None,
         train_dataset: Dataset,
         processing_class: PreTrainedTokenizerBase,
         callbacks: list[TrainerCallback] | None = None,
@@ -94,13 +96,14 @@ class RLVRTrainer(GRPOTrainer):
                 f"args.beta={args.beta} must equal algorithm.kl_coef={algorithm.kl_coef}: by it TRL decides whether to"
                 " load the reference model."
             )
+        self.watch = watch or Watch()
         super().__init__(
             model=model,
             reward_funcs=[_rewards_of_trl],
             args=args,
             train_dataset=train_dataset,
             processing_class=processing_class,
-            callbacks=callbacks,
+            callbacks=[*(callbacks or []), self.watch],
         )
         attach_token_stats(self._base(self.model))
         if self.ref_model is not None:
@@ -121,7 +124,7 @@ class RLVRTrainer(GRPOTrainer):
         self.scorer = PolicyScorer(lambda: self.model, self._tokenizer, self._frozen, self.chat_template_kwargs)
         self.offers = scorer_offer(self.reward_functions, self.scorer)
         self.guidance = None if guidance is None else guidance(self._tools())
-        others = {"group_filter": self.group_filter, "guidance": self.guidance}
+        others = {"group_filter": self.group_filter, "guidance": self.guidance, "watch": self.watch.stateful}
         self._plugins: dict[str, Any] = {each.name: each for each in self.regularizers}
         self._plugins |= {name: each for name, each in others.items() if each is not None}
         self.jumps = jumps
@@ -245,6 +248,7 @@ class RLVRTrainer(GRPOTrainer):
             step=self.state.global_step,
             support=None if read.scores is None else SupportLogprobs(read.scores, proxy),
         )
+        self.watch.see(inputs, read.stats, step_loss.metrics)
         self._step_sums.add(step_loss.metrics)
         if self.accelerator.sync_gradients:
             self._finish_step()
@@ -370,9 +374,14 @@ class RLVRTrainer(GRPOTrainer):
         with nullcontext() if self.ref_model else self.accelerator.unwrap_model(model).disable_adapter():
             return self._frozen.logprobs(model, rows)
 
+    def _get_grad_norm(self, model: torch.nn.Module, grad_norm: Any = None) -> Any:
+        norm = super()._get_grad_norm(model, grad_norm)
+        self._record(self.watch.check_gradient(norm))
+        return norm
+
     def _finish_step(self) -> None:
         metrics = finish_metrics(self._step_sums.flush(self.accelerator))
-        for each in self.regularizers:
+        for each in self.regularizers if self.watch.check_loss(metrics) else ():
             if f"loss/{each.name}" in metrics:
                 metrics[f"coef/{each.name}"] = each.coef_at(self.state.global_step)
             each.finish(metrics)
@@ -384,7 +393,7 @@ class RLVRTrainer(GRPOTrainer):
 
     @contextmanager
     def _timed(self, stage: str) -> Iterator[None]:
-        started = time.perf_counter()
+        started = self.watch.enter(stage)
         yield
         self._metrics["train" if self.model.training else "eval"][f"time/{stage}_s"].append(
             time.perf_counter() - started

@@ -19,6 +19,7 @@ from rlvr.config.regularizers import RegularizersConfig
 from rlvr.config.schema import SHORTHANDS, Recipe
 from rlvr.config.section import Section
 from rlvr.config.trainer_defaults import merged_trainer
+from rlvr.config.watch import check_skipping
 from rlvr.errors import RecipeError
 
 LOCAL_SUFFIXES = (".json", ".jsonl", ".parquet", ".csv")
@@ -109,6 +110,10 @@ def _trainer(recipe: Recipe, path: Path) -> dict[str, Any]:
             check_trainer(recipe.extrapolation, trainer, int(os.environ.get("WORLD_SIZE", "1")))
         except Problem as problem:
             raise Problem(dotted("extrapolation", problem.key), problem.text) from problem
+    try:
+        check_skipping(recipe.watch, trainer)
+    except Problem as problem:
+        raise Problem(dotted("watch", problem.key), problem.text) from problem
     return trainer
 
 
