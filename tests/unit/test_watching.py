@@ -175,14 +175,8 @@ hang()
 def test_abort_ends_a_process_that_hangs_in_a_native_call(tmp_path: Path, way: str) -> None:
     folder = tmp_path / "ranks/rank-0"
     folder.mkdir(parents=True)
-    done = subprocess.run(
-        [sys.executable, "-c", HANG, str(folder), way],
-        cwd=ROOT,
-        capture_output=True,
-        text=True,
-        timeout=50,
-        check=False,
-    )
+    command = [sys.executable, "-c", HANG, str(folder), way]
+    done = subprocess.run(command, cwd=ROOT, capture_output=True, text=True, timeout=50, check=False)
     assert done.returncode == RunAborted.exit_code, done.stderr
     if way == "sleep":
         assert "rank 0 ends, as watch.on_stall is 'abort'" in done.stderr
@@ -243,16 +237,16 @@ def test_stages_are_reported_as_they_begin(make_trainer: MakeTrainer) -> None:
 
 def test_signal_and_exception_are_in_the_log(tmp_path: Path) -> None:
     def fails() -> None:
+        os.kill(os.getpid(), signal.SIGUSR1)
         raise ValueError("not today")
 
     with pytest.raises(ValueError, match="not today"), watched(WatchConfig(), tmp_path, Progress()):
-        os.kill(os.getpid(), signal.SIGUSR1)
         fails()
     text = (tmp_path / "ranks/rank-0/log.txt").read_text()
     assert f"process 0 of 1, pid {os.getpid()} on " in text
-    assert "in test_signal_and_exception_are_in_the_log" in text  # as faulthandler writes it
-    assert "ended at step 0 in 'start'" in text
-    assert "line" in text.split("in fails")[0].splitlines()[-1]
+    before, after = text.split("ended at step 0 in 'start'\nTraceback")
+    assert "in fails\n" in before  # as faulthandler writes it
+    assert "in fails\n" in after
     assert text.endswith("ValueError: not today\n")
     assert heartbeat(tmp_path)["status"] == "stopped"
     with watched(WatchConfig(), tmp_path, Progress()):
@@ -315,13 +309,5 @@ def test_the_terminal_stays_as_it_is(tmp_path: Path) -> None:
     ]
     assert shown[0] == shown[1]
     assert all(shown[0].count(word) == 1 for word in ("one", "two", "three", "five", "six", "seven"))
-    text = log.read_text()
-    assert [text.count(word) for word in ("one", "two", "three", "four", "five", "six", "seven")] == [
-        1,
-        1,
-        1,
-        0,
-        1,
-        1,
-        0,
-    ]
+    counts = {word: log.read_text().count(word) for word in ("one", "two", "three", "four", "five", "six", "seven")}
+    assert counts == {"one": 1, "two": 1, "three": 1, "four": 0, "five": 1, "six": 1, "seven": 0}
