@@ -43,5 +43,6 @@ def watched(config: WatchConfig, run_dir: Path, progress: Progress) -> Iterator[
         stack.push(conclude)
         faulthandler.register(signal.SIGUSR1, file=file, all_threads=True)
         stack.callback(faulthandler.unregister, signal.SIGUSR1)
+        progress.enter("start")  # what was built before took its time
         watchdog.start()
         yield
