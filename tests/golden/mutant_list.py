@@ -11,6 +11,7 @@ from tests.golden.mutant_list_regularizers import REGULARIZER_FAULTS
 from tests.golden.mutant_list_rewards import POOL_TESTS, REWARD_FAULTS, TESTS_OF_REWARDS
 from tests.golden.mutant_list_search import SEARCH_FAULTS, SEARCH_TESTS
 from tests.golden.mutant_list_switches import SWITCH_FAULTS
+from tests.golden.mutant_list_watching import WATCHING_FAULTS, WATCHING_TESTS
 
 
 @dataclass(frozen=True)
@@ -321,5 +322,6 @@ MUTANTS = (
     *(Mutant(*fault, tests=LOGITS_TESTS[fault[0]]) for fault in LOGITS_FAULTS),
     *(Mutant(*fault, tests=SEARCH_TESTS[fault[0]]) for fault in SEARCH_FAULTS),
     *(Mutant(*fault, tests=LINEARITY_TESTS[fault[0]]) for fault in LINEARITY_FAULTS),
+    *(Mutant(*fault, tests=WATCHING_TESTS[fault[0]]) for fault in WATCHING_FAULTS),
     *(Mutant(*fault, tests=TESTS_OF_REWARDS.get(fault[0], POOL_TESTS)) for fault in REWARD_FAULTS),
 )
