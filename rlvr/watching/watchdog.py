@@ -8,7 +8,8 @@ import socket
 import sys
 import threading
 import time
-from collections.abc import Mapping
+from collections.abc import Iterator, Mapping
+from contextlib import contextmanager, suppress
 from dataclasses import dataclass
 from datetime import UTC, datetime
 from logging import Logger
@@ -54,10 +55,7 @@ class Watchdog(threading.Thread):
     def run(self) -> None:
         while True:
             self._rearm()
-            try:
-                self._look()
-            except OSError as error:  # a full disk must end neither the thread nor the run
-                self._complain(error)
+            self._look()
             if self._ended.wait(self.config.heartbeat_s):
                 return
 
@@ -66,10 +64,7 @@ class Watchdog(threading.Thread):
         self._ended.set()
         self.join()
         faulthandler.cancel_dump_traceback_later()
-        try:
-            self._beat(status)
-        except OSError as error:
-            self._complain(error)
+        self._beat(status)
 
     def _rearm(self) -> None:
         """Covers what stops this thread as well, a native call that keeps Python's lock: a timer without Python, which
@@ -96,27 +91,27 @@ class Watchdog(threading.Thread):
 
     def _report(self, place: Place, now: float) -> None:
         sentence = f"rank {self.rank.index} has made no progress in {_words(place, now)}"
-        path = self._write_stacks(sentence)
-        sys.stderr.write(f"{sentence}; the stacks of its threads are in {path}\n")
+        _say(f"{sentence}; the stacks of its threads are in {self.rank.folder}")
+        self._write_stacks(sentence)
         if _changed_at(self._alarm) == self._known_alarm:  # or else another was first
-            stall = {"rank": self.rank.index, "step": place.step, "stage": place.stage, "time": _utc()}
-            _write_json(self._alarm, stall)
+            self._write(
+                self._alarm, {"rank": self.rank.index, "step": place.step, "stage": place.stage, "time": _utc()}
+            )
         self._known_alarm = _changed_at(self._alarm)
         if self.config.on_stall == "abort":
             has_ended = self._ended.wait(2 * self.config.heartbeat_s)  # the others look within one
             if not has_ended and self.progress.place is place:
-                sys.stderr.write(f"rank {self.rank.index} ends, as watch.on_stall is 'abort'\n")
+                _say(f"rank {self.rank.index} ends, as watch.on_stall is 'abort'")
                 self._beat("stopped")
                 os._exit(RunAborted.exit_code)  # no exception reaches a thread that hangs in a native call
 
-    def _write_stacks(self, sentence: str) -> Path:
+    def _write_stacks(self, sentence: str) -> None:
         path = self.rank.folder / f"stacks-{datetime.now(UTC):%Y%m%dT%H%M%SZ}.txt"
-        with path.open("a") as file:
+        with self._persisting(), path.open("a") as file:
             file.write(f"{sentence}\n\n")
             file.flush()
             faulthandler.dump_traceback(file, all_threads=True)
         self.rank.log.warning("%s; stacks in %s", sentence, path.name)
-        return path
 
     def _beat(self, status: str) -> None:
         place, now = self.progress.place, time.perf_counter()
@@ -131,12 +126,24 @@ class Watchdog(threading.Thread):
             "stage_s": round(now - place.since, 1),
             "time": _utc(),
         }
-        _write_json(self.rank.folder / HEARTBEAT, record)
+        self._write(self.rank.folder / HEARTBEAT, record)
 
-    def _complain(self, error: OSError) -> None:
-        if not self._has_complained:
-            sys.stderr.write(f"rank {self.rank.index}: the watchdog cannot write: {error}\n")
-        self._has_complained = True
+    def _write(self, path: Path, record: Mapping[str, Any]) -> None:
+        """In place of what is there, at once: whoever reads finds the old record or the new one."""
+        partial = path.with_name(f".{path.name}.partial")
+        with self._persisting():
+            partial.write_text(json.dumps(record) + "\n")
+            partial.replace(path)
+
+    @contextmanager
+    def _persisting(self) -> Iterator[None]:
+        """A full disk ends neither the thread nor the run, nor does it keep a stall from ending the run."""
+        try:
+            yield
+        except OSError as error:
+            if not self._has_complained:
+                _say(f"rank {self.rank.index}: the watchdog cannot write: {error}")
+            self._has_complained = True
 
 
 def _words(place: Place, now: float) -> str:
@@ -148,11 +155,12 @@ def _utc() -> str:
 
 
 def _changed_at(path: Path) -> int | None:
-    return path.stat().st_mtime_ns if path.exists() else None
+    try:
+        return path.stat().st_mtime_ns
+    except OSError:
+        return None
 
 
-def _write_json(path: Path, record: Mapping[str, Any]) -> None:
-    """In place of what is there, at once: whoever reads finds the old record or the new one."""
-    partial = path.with_name(f".{path.name}.partial")
-    partial.write_text(json.dumps(record) + "\n")
-    partial.replace(path)
+def _say(text: str) -> None:
+    with suppress(OSError):  # nobody may be listening any more
+        sys.stderr.write(f"{text}\n")
