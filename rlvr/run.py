@@ -30,6 +30,7 @@ from rlvr.evaluation.sets import load_sets
 from rlvr.extrapolation.periodic import PeriodicJumps
 from rlvr.reporting.console import ProgressCallback, comparison_table
 from rlvr.reporting.recorder import RecorderCallback, draw_learning_curve, read_metrics
+from rlvr.watching.running import watched
 
 
 class Interrupted(RunAborted):
@@ -83,19 +84,15 @@ def run_recipe(loaded: LoadedRecipe, resume: bool, other_versions: bool = False)
     elif state.is_main_process:
         run_directory.record_start(loaded, state.num_processes)
     state.wait_for_everyone()
-    trainer.train(resume_from_checkpoint=str(checkpoint) if checkpoint else None)
-    if interrupt.signal is not None:
-        newest = folders.find_newest(loaded.output_dir).newest
-        # The recipe in the run directory holds the overrides of this command as well.
-        advice = f"Go on with: rlvr train {loaded.output_dir / 'recipe.yaml'} --resume"
-        if interrupt.signal == signal.SIGTERM:
-            raise Preempted(f"Stopped by SIGTERM; saved {newest}. {advice}")
-        raise Interrupted(f"Interrupted; saved {newest}. {advice}")
-    policy_dir = loaded.output_dir / "policy"
-    trainer.save_model(str(policy_dir))
-    if state.is_main_process:
-        _conclude(loaded, policy_dir, console)
-    state.wait_for_everyone()
+    with watched(loaded.recipe.watch, loaded.output_dir, trainer.watch.progress):
+        trainer.train(resume_from_checkpoint=str(checkpoint) if checkpoint else None)
+        if interrupt.signal is not None:
+            raise interrupt.error(loaded.output_dir)
+        policy_dir = loaded.output_dir / "policy"
+        trainer.save_model(str(policy_dir))
+        if state.is_main_process:
+            _conclude(loaded, policy_dir, console)
+        state.wait_for_everyone()
     return policy_dir
 
 
@@ -178,6 +175,15 @@ class InterruptCallback(TrainerCallback):
             self.signal = int(gather(number).max()) or None  # SIGTERM where ranks were sent different ones
         if self.signal is not None:
             control.should_save = control.should_training_stop = True
+
+    def error(self, run_dir: Path) -> RunAborted:
+        """What the run ends with, once it has saved."""
+        newest = folders.find_newest(run_dir).newest
+        # The recipe in the run directory holds the overrides of this command as well.
+        advice = f"Go on with: rlvr train {run_dir / 'recipe.yaml'} --resume"
+        if self.signal == signal.SIGTERM:
+            return Preempted(f"Stopped by SIGTERM; saved {newest}. {advice}")
+        return Interrupted(f"Interrupted; saved {newest}. {advice}")
 
     def on_train_end(
         self, args: TrainingArguments, state: TrainerState, control: TrainerControl, **kwargs: Any

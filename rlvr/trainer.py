@@ -58,6 +58,7 @@ from rlvr.rollout.temperature import sampling_at
 from rlvr.seeds import derived_seed
 from rlvr.types import Microbatch, Rollouts, ScoredRollouts, TrainRow
 from rlvr.verification import Judge, RewardFunction, Verdicts, check_unscorable, limits_of, shared_judge, verify
+from rlvr.watching.watch import Watch
 
 
 class RLVRTrainer(ResumableTrainer):
@@ -78,21 +79,13 @@ class RLVRTrainer(ResumableTrainer):
         regularizers: Sequence[Regularizer] = (),
         guidance: Callable[[Tools], Guide] | None = None,
         jumps: PeriodicJumps | None = None,
+        watch: Watch | None = None,
         train_dataset: Dataset,
         processing_class: PreTrainedTokenizerBase,
         callbacks: list[TrainerCallback] | None = None,
     ) -> None:
-        if args.steps_per_generation % args.gradient_accumulation_steps:
-            raise RecipeError(
-                f"trainer.steps_per_generation={args.steps_per_generation} must be a multiple of "
-                f"trainer.gradient_accumulation_steps={args.gradient_accumulation_steps}: the loss is normalised over"
-                " the whole optimiser step, which must come from one generation."
-            )
-        if args.beta != algorithm.kl_coef:
-            raise RecipeError(
-                f"args.beta={args.beta} must equal algorithm.kl_coef={algorithm.kl_coef}: by it TRL decides whether to"
-                " load the reference model."
-            )
+        _check_arguments(args, algorithm)
+        self.watch = watch or Watch()
         super().__init__(
             model=model,
             reward_funcs=[_rewards_of_trl],
@@ -100,7 +93,7 @@ class RLVRTrainer(ResumableTrainer):
             train_dataset=train_dataset,
             processing_class=processing_class,
             # Jumps come first, so that a step is evaluated and saved as it is after its jump.
-            callbacks=[*([jumps] if jumps is not None else []), *(callbacks or [])],
+            callbacks=[*([jumps] if jumps is not None else []), *(callbacks or []), self.watch],
         )
         attach_token_stats(self._base(self.model))
         if self.ref_model is not None:
@@ -121,7 +114,7 @@ class RLVRTrainer(ResumableTrainer):
         self.scorer = PolicyScorer(lambda: self.model, self._tokenizer, self._frozen, self.chat_template_kwargs)
         self.offers = scorer_offer(self.reward_functions, self.scorer)
         self.guidance = None if guidance is None else guidance(self._tools())
-        others = {"group_filter": self.group_filter, "guidance": self.guidance}
+        others = {"group_filter": self.group_filter, "guidance": self.guidance, "watch": self.watch.stateful}
         self._plugins: dict[str, Stateful] = {each.name: each for each in self.regularizers}
         self._plugins |= {name: each for name, each in others.items() if each is not None}
         self.jumps = jumps
@@ -244,6 +237,7 @@ class RLVRTrainer(ResumableTrainer):
             step=self.state.global_step,
             support=None if read.scores is None else SupportLogprobs(read.scores, proxy),
         )
+        self.watch.see(inputs, read.stats, step_loss.metrics)
         self._step_sums.add(step_loss.metrics)
         if self.accelerator.sync_gradients:
             self._finish_step()
@@ -364,9 +358,14 @@ class RLVRTrainer(ResumableTrainer):
         with nullcontext() if self.ref_model else self.accelerator.unwrap_model(model).disable_adapter():
             return self._frozen.logprobs(model, rows)
 
+    def _get_grad_norm(self, model: torch.nn.Module, grad_norm: Any = None) -> Any:
+        norm = super()._get_grad_norm(model, grad_norm)
+        self.record(self.watch.check_gradient(norm))
+        return norm
+
     def _finish_step(self) -> None:
         metrics = finish_metrics(self._step_sums.flush(self.accelerator))
-        for each in self.regularizers:
+        for each in self.regularizers if self.watch.check_loss(metrics) else ():
             if f"loss/{each.name}" in metrics:
                 metrics[f"coef/{each.name}"] = each.coef_at(self.state.global_step)
             each.finish(metrics)
@@ -379,7 +378,7 @@ class RLVRTrainer(ResumableTrainer):
 
     @contextmanager
     def _timed(self, stage: str) -> Iterator[None]:
-        started = time.perf_counter()
+        started = self.watch.enter(stage)
         yield
         self._metrics["train" if self.model.training else "eval"][f"time/{stage}_s"].append(
             time.perf_counter() - started
@@ -389,3 +388,18 @@ class RLVRTrainer(ResumableTrainer):
 def _rewards_of_trl(**_: Any) -> list[float]:
     """TRL insists on a reward; ours are called by the verify stage, so this one must never be."""
     raise RuntimeError("TRL scored completions by itself: its step runs in place of RLVRTrainer's.")
+
+
+def _check_arguments(args: GRPOConfig, algorithm: Algorithm) -> None:
+    """Raises RecipeError where the arguments contradict the step or the algorithm."""
+    if args.steps_per_generation % args.gradient_accumulation_steps:
+        raise RecipeError(
+            f"trainer.steps_per_generation={args.steps_per_generation} must be a multiple of "
+            f"trainer.gradient_accumulation_steps={args.gradient_accumulation_steps}: the loss is normalised over"
+            " the whole optimiser step, which must come from one generation."
+        )
+    if args.beta != algorithm.kl_coef:
+        raise RecipeError(
+            f"args.beta={args.beta} must equal algorithm.kl_coef={algorithm.kl_coef}: by it TRL decides whether to"
+            " load the reference model."
+        )

@@ -23,6 +23,7 @@ from rlvr.guidance.tools import Guide, Tools
 from rlvr.objectives.regularizers import build_regularizers
 from rlvr.trainer import RLVRTrainer
 from rlvr.verification import RewardFunction
+from rlvr.watching.watch import Watch
 
 ROOT = Path(__file__).resolve().parents[1]
 WORDS = ["<pad>", "<eos>", "<unk>", *"abcdefghijklm"]
@@ -123,6 +124,7 @@ def make_trainer(tmp_path: Path) -> MakeTrainer:
         regularizers: dict[str, Any] | None = None,
         guidance: Callable[[Tools], Guide] | None = None,
         jumps: PeriodicJumps | None = None,
+        watch: Watch | None = None,
         **changes: Any,
     ) -> RLVRTrainer:
         assert preset in PRESETS
@@ -135,6 +137,7 @@ def make_trainer(tmp_path: Path) -> MakeTrainer:
             regularizers=build_regularizers(RegularizersConfig.model_validate(regularizers or {})),
             guidance=guidance,
             jumps=jumps,
+            watch=watch,
             train_dataset=dataset or letter_dataset(),
             processing_class=tiny_tokenizer(),
         )

@@ -21,6 +21,7 @@ from rlvr.config.regularizers import RegularizersConfig
 from rlvr.config.schema import SHORTHANDS, Recipe
 from rlvr.config.section import Section
 from rlvr.config.trainer_defaults import merged_trainer
+from rlvr.config.watch import check_skipping
 from rlvr.errors import RecipeError
 
 LOCAL_SUFFIXES = (".json", ".jsonl", ".parquet", ".csv")
@@ -109,6 +110,8 @@ def _trainer(recipe: Recipe, path: Path) -> dict[str, Any]:
     if recipe.extrapolation is not None:
         with _below("extrapolation"):
             check_trainer(recipe.extrapolation, trainer, int(os.environ.get("WORLD_SIZE", "1")))
+    with _below("watch"):
+        check_skipping(recipe.watch, trainer)
     return trainer
 
 

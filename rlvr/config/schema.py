@@ -30,6 +30,7 @@ from rlvr.config.problems import Problem, nearest
 from rlvr.config.regularizers import RegularizersConfig
 from rlvr.config.schedules import Bounds, Weight
 from rlvr.config.section import Section
+from rlvr.config.watch import WatchConfig
 
 
 class ModelConfig(Section):
@@ -258,6 +259,7 @@ class Recipe(Section):
     checkpoints: CheckpointsConfig = CheckpointsConfig()
     evaluation: EvaluationConfig = EvaluationConfig()
     report: ReportConfig = ReportConfig()
+    watch: WatchConfig = WatchConfig()
 
     @model_validator(mode="after")
     def _check_mismatch(self) -> Self:

@@ -13,6 +13,7 @@ from tests.golden.mutant_list_rewards import POOL_TESTS, REWARD_FAULTS, TESTS_OF
 from tests.golden.mutant_list_scaling import SCALING_FAULTS, SCALING_TESTS
 from tests.golden.mutant_list_search import SEARCH_FAULTS, SEARCH_TESTS
 from tests.golden.mutant_list_switches import SWITCH_FAULTS
+from tests.golden.mutant_list_watching import WATCHING_FAULTS, WATCHING_TESTS
 
 
 @dataclass(frozen=True)
@@ -324,5 +325,6 @@ MUTANTS = (
     *(Mutant(*fault, tests=LINEARITY_TESTS[fault[0]]) for fault in LINEARITY_FAULTS),
     *(Mutant(*fault, tests=BEYOND_TESTS[fault[0]]) for fault in BEYOND_FAULTS),
     *(Mutant(*fault, tests=SCALING_TESTS[fault[0]]) for fault in SCALING_FAULTS),
+    *(Mutant(*fault, tests=WATCHING_TESTS[fault[0]]) for fault in WATCHING_FAULTS),
     *(Mutant(*fault, tests=TESTS_OF_REWARDS.get(fault[0], POOL_TESTS)) for fault in REWARD_FAULTS),
 )
