@@ -28,6 +28,7 @@ from rlvr.evaluation.sets import load_sets
 from rlvr.extrapolation.periodic import PeriodicJumps
 from rlvr.reporting.console import ProgressCallback, comparison_table
 from rlvr.reporting.recorder import RecorderCallback, draw_learning_curve, read_metrics
+from rlvr.rollout.engine_check import EngineCheck
 
 
 class Interrupted(RunAborted):
@@ -58,7 +59,10 @@ def run_recipe(loaded: LoadedRecipe, resume: bool) -> Path:
     interrupt = InterruptCallback(console)
     hints = HintRecord(loaded.output_dir / "hints.jsonl", state.is_main_process)
     jumps = periodic_jumps(loaded.recipe.extrapolation, evaluation, console)
-    trainer = build_trainer(loaded, parts, [evaluation, ProgressCallback(console), recorder, interrupt], hints, jumps)
+    engine = EngineCheck(loaded.recipe.rollout, console)  # first: an engine that is wrong spoils evaluations too
+    callbacks = [engine, evaluation, ProgressCallback(console), recorder, interrupt]
+    trainer = build_trainer(loaded, parts, callbacks, hints, jumps)
+    engine.host = trainer.engine_host()
     evaluation.sample, evaluation.offers = trainer.sample, trainer.offers
     recorder.latest_completions = lambda: trainer.latest_completions
     if state.is_main_process and not resume:

@@ -54,8 +54,12 @@ from rlvr.reporting.completions import completions_table
 from rlvr.reporting.metrics import majority_rate, mean_shares
 from rlvr.reporting.step_sums import StepSums
 from rlvr.rollout import make_rollouts
+from rlvr.rollout.agreement import joined
+from rlvr.rollout.continuous import sample_continuously
+from rlvr.rollout.engine_check import Host as EngineHost
+from rlvr.rollout.probe import probe, rows_of
+from rlvr.rollout.settings import sampling_at
 from rlvr.rollout.spread import Sampled, entries
-from rlvr.rollout.temperature import sampling_at
 from rlvr.seeds import derived_seed
 from rlvr.types import Microbatch, Rollouts, ScoredRollouts, TrainRow
 from rlvr.verification import RewardFunction, Verdicts, check_unscorable, verify
@@ -253,9 +257,18 @@ class RLVRTrainer(GRPOTrainer):
 
     # ---- TRL's hooks ------------------------------------------------------------------------------------------------
 
+    def _generate_single_turn(self, prompt_ids: list[list[int]], *others: Any, **more: Any) -> Any:
+        if self.use_transformers_continuous_batching and not self.use_vllm:
+            return sample_continuously(self, prompt_ids)
+        return super()._generate_single_turn(prompt_ids, *others, **more)
+
+    def _is_sampling_due(self) -> bool:
+        generate_every = self.args.steps_per_generation * self.num_iterations
+        return self._buffered_inputs is None or self._step % generate_every == 0
+
     def _prepare_inputs(self, generation_batch: list[dict[str, Any]]) -> Microbatch:
         generate_every = self.args.steps_per_generation * self.num_iterations
-        if self._buffered_inputs is None or self._step % generate_every == 0:
+        if self._is_sampling_due():
             self._buffered_inputs = self._generate_and_score_completions(generation_batch)
             if self.needs.step is not None and self.state.global_step == 0:
                 sampled = [batch.sampled for batch in self._buffered_inputs]
@@ -300,13 +313,37 @@ class RLVRTrainer(GRPOTrainer):
 
     def sample(self, rows: Sequence[Mapping[str, Any]], *, temperature: float) -> Rollouts:
         """Samples one completion per row without touching the training state; temperature 0 is greedy."""
+        with sampling_at(self, temperature), self._aside():
+            return self.rollout(rows)
+
+    @contextmanager
+    def _aside(self) -> Iterator[None]:
+        """Within it the policy is in evaluation mode, and what is sampled counts in no metric."""
         was_training = self.model.training
         self.model.eval()
-        with sampling_at(self, temperature):
-            rollouts = self.rollout(rows)
+        yield
         self._metrics["eval"].clear()
         self.model.train(was_training)
-        return rollouts
+
+    def _probe(self, prompts: Sequence[Any], seed: int) -> tuple[Tensor, Tensor]:
+        with self._aside():
+            rollouts = probe(self, self.rollout, prompts, seed)
+            own = self._frozen.logprobs(self.model, rows_of(rollouts))
+        return torch.cat(own), joined(rollouts.sampling_logprobs or [])
+
+    def engine_host(self) -> EngineHost:
+        """What a check of the sampling engine works with."""
+        accelerator = self.accelerator
+        is_float32 = accelerator.unwrap_model(self.model).dtype == torch.float32
+        return EngineHost(
+            accelerator,
+            self._probe,
+            self.train_dataset["prompt"],
+            self.args.seed,
+            is_float32 and accelerator.mixed_precision == "no" and not self.use_vllm,
+            self._is_sampling_due,
+            self._record,
+        )
 
     def _tools(self) -> Tools:
         return Tools(
