@@ -97,6 +97,6 @@ def _disagreement(found: Agreement, tolerance: float) -> str:
     return (
         f"The engine does not sample from the policy in training: exp(trainer's log-prob - engine's) of"
         f" {found.num_tokens} probe tokens is {found.ratio_mean:.4g} in the mean and off 1 by {found.dev_mean:.3g},"
-        f" more than the bound of {tolerance:g} (rollout.engine_tolerance); usual causes are weights that did not reach the"
-        " engine, another precision in it, or a temperature, top_p or penalty that it applies by itself."
+        f" more than the bound of {tolerance:g} (rollout.engine_tolerance); usual causes are weights that did not reach"
+        " the engine, another precision in it, or a temperature, top_p or penalty that it applies by itself."
     )
