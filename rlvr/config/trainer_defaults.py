@@ -72,7 +72,7 @@ OWNED = {
     "mask_truncated_completions": "it is not supported",
     "off_policy_mask_threshold": "it is not supported",
     "use_liger_kernel": "it is not supported",
-    "use_transformers_paged": "use trainer.use_transformers_continuous_batching",
+    "use_transformers_paged": "it is an old name of use_transformers_continuous_batching",
     "hub_token": "a recipe is stored with the run, so set the environment variable HF_TOKEN",
 } | dict.fromkeys(
     [

@@ -1,5 +1,6 @@
 """Trains with the engine checked before every phase, on one backend and engine: engine_worker.py FOLDER ENGINE."""
 
+import gc
 import json
 import sys
 from pathlib import Path
@@ -41,8 +42,8 @@ def trainer_of(folder: Path, engine: str, when: str, options: dict[str, Any], **
     return trainer
 
 
-def main(folder: Path, engine: str) -> None:
-    options, found = prepared_engine(), {}
+def main(folder: Path, engine: str, options: dict[str, Any]) -> None:
+    found = {}
     for when in ("off", "every_sync"):
         trainer = trainer_of(folder, engine, when, options)
         try:
@@ -50,7 +51,8 @@ def main(folder: Path, engine: str) -> None:
         except RecipeError as error:
             found[when] = [str(error)]
             continue
-        found[when] = [{k: v for k, v in log.items() if not k.startswith("time/")} for log in trainer.state.log_history]
+        logs = trainer.state.log_history
+        found[when] = [{k: v for k, v in log.items() if not k.startswith(("time/", "step_time"))} for log in logs]
     if engine == "generate":
         wrong = trainer_of(folder, engine, "start", options, generation_kwargs={"temperature": 0.8})
         try:
@@ -64,6 +66,7 @@ def main(folder: Path, engine: str) -> None:
 
 
 if __name__ == "__main__":
-    Path(sys.argv[1]).mkdir(parents=True, exist_ok=True)
+    gc.freeze()  # continuous batching collects garbage twice a call
+    engine_options = prepared_engine()
     for each in sys.argv[2:]:
-        main(Path(sys.argv[1]), each)
+        main(Path(sys.argv[1]), each, engine_options)

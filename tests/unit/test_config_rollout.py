@@ -77,7 +77,8 @@ def test_engine_settings_that_agree_are_taken() -> None:
         ),
         (
             "trainer: {use_transformers_paged: true}",
-            "trainer.use_transformers_paged: cannot be set here; use trainer.use_transformers_continuous_batching",
+            "trainer.use_transformers_paged: cannot be set here; it is an old name of"
+            " use_transformers_continuous_batching",
         ),
     ],
 )

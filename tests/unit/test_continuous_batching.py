@@ -12,6 +12,7 @@ from rlvr.rollout.continuous import _sized, cast_weights, generate
 from rlvr.trainer import RLVRTrainer
 from tests.conftest import MakeTrainer, letter_dataset, sharp, tiny_model
 
+pytestmark = pytest.mark.usefixtures("frozen_heap")
 PAGED: dict[str, Any] = {"use_transformers_continuous_batching": True}
 PROMPTS = [[3, 4, 5], [6, 7], [8, 9, 10, 11, 12], [3], [6, 7]]
 ENGINE = ContinuousBatchingConfig(max_memory_percent=0.5)
@@ -27,18 +28,20 @@ def repeated_rows(times: int = 4) -> list[dict[str, Any]]:
     return [row for row in letter_dataset(4) for _ in range(times)]
 
 
-def greedy_of(prompt: list[int], length: int) -> list[int]:
+def greedy_of(prompt: list[int], length: int, end: int = 1) -> list[int]:
     """One token after the other, without a cache."""
     model, ids = sharp(tiny_model()), list(prompt)
-    while len(ids) - len(prompt) < length and ids[-1] != 1:
+    while len(ids) - len(prompt) < length and (len(ids) == len(prompt) or ids[-1] != end):
         ids.append(int(model(input_ids=torch.tensor([ids])).logits[0, -1].argmax()))
     return ids[len(prompt) :]
 
 
 def test_greedy_completions_of_each_prompt_in_order() -> None:
-    completions, logprobs = generate(sharp(tiny_model()), PROMPTS, config_of(do_sample=False), ENGINE)
-    assert completions == [greedy_of(prompt, 8) for prompt in PROMPTS]
-    assert len(set(map(len, completions))) > 1
+    completions, logprobs = generate(
+        sharp(tiny_model()), PROMPTS, config_of(do_sample=False, eos_token_id=[1, 11]), ENGINE
+    )
+    assert completions == [greedy_of(prompt, 8, end=11) for prompt in PROMPTS]
+    assert set(map(len, completions)) == {5, 8}
     assert list(map(len, logprobs)) == list(map(len, completions))
 
 
