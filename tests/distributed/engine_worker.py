@@ -44,7 +44,7 @@ def trainer_of(folder: Path, engine: str, when: str, options: dict[str, Any], **
 
 def main(folder: Path, engine: str, options: dict[str, Any]) -> None:
     found = {}
-    for when in ("off", "every_sync"):
+    for when in ("off", "every_sync") if engine == "generate" else ("every_sync",):
         trainer = trainer_of(folder, engine, when, options)
         try:
             trainer.train()
