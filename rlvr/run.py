@@ -30,6 +30,7 @@ from rlvr.evaluation.sets import load_sets
 from rlvr.extrapolation.periodic import PeriodicJumps
 from rlvr.reporting.console import ProgressCallback, comparison_table
 from rlvr.reporting.recorder import RecorderCallback, draw_learning_curve, read_metrics
+from rlvr.rollout.engine_check import EngineCheck
 from rlvr.watching.running import watched
 
 
@@ -72,13 +73,16 @@ def run_recipe(loaded: LoadedRecipe, resume: bool, other_versions: bool = False)
     interrupt = InterruptCallback(console)
     hints = HintRecord(loaded.output_dir / "hints.jsonl", state.is_main_process)
     jumps = periodic_jumps(loaded.recipe.extrapolation, evaluation, console)
-    trainer = build_trainer(loaded, parts, [evaluation, ProgressCallback(console), recorder, interrupt], hints, jumps)
+    engine = EngineCheck(loaded.recipe.rollout, console)  # first: an engine that is wrong spoils evaluations too
+    callbacks = [engine, evaluation, ProgressCallback(console), recorder, interrupt]
+    trainer = build_trainer(loaded, parts, callbacks, hints, jumps)
+    engine.host = trainer.engine_host()
     evaluation.sample, evaluation.offers, evaluation.record = trainer.sample, trainer.offers, trainer.record
     recorder.latest_completions = lambda: trainer.latest_completions
     trainer.retain = Retention(loaded.recipe.checkpoints, loaded.output_dir)
     if checkpoint is not None:
-        engine = trainer.accelerator.distributed_type.value
-        run_directory.check_same_setting(checkpoint, state.num_processes, engine, other_versions)
+        kind = trainer.accelerator.distributed_type.value
+        run_directory.check_same_setting(checkpoint, state.num_processes, kind, other_versions)
     if state.is_main_process and resume:
         run_directory.rewind(loaded.output_dir, folders.step_of(checkpoint) if checkpoint else 0)
     elif state.is_main_process:
@@ -87,6 +91,7 @@ def run_recipe(loaded: LoadedRecipe, resume: bool, other_versions: bool = False)
     with watched(loaded.recipe.watch, loaded.output_dir, trainer.watch.progress):
         trainer.train(resume_from_checkpoint=str(checkpoint) if checkpoint else None)
         if interrupt.signal is not None:
+            state.wait_for_everyone()  # a launcher ends the other processes as soon as one has ended
             raise interrupt.error(loaded.output_dir)
         policy_dir = loaded.output_dir / "policy"
         trainer.save_model(str(policy_dir))

@@ -19,6 +19,7 @@ from rlvr.files import write_whole
 
 RECORDED_PACKAGES = ("rlvr", "torch", "trl", "transformers", "accelerate", "peft", "datasets", "deepspeed", "vllm")
 DECISIVE_PACKAGES = ("torch", "trl", "transformers", "accelerate", "peft", "deepspeed")  # for what a checkpoint means
+PLACES = ("trainer.vllm_server_host", "trainer.vllm_server_port")  # where a server is now decides nothing
 LOGS = ("metrics.jsonl", "hints.jsonl")  # one record with its step a line
 SUMMARY = "train_runtime"  # in the record that ends a run, or a part of it
 
@@ -38,7 +39,8 @@ def claim(loaded: LoadedRecipe, resume: bool) -> None:
         raise UserError(
             f"{directory} already holds a run; go on with it by --resume, or choose another trainer.output_dir."
         )
-    changes = list(_differences(_recorded(kept), yaml.safe_load(resolved_yaml(loaded))))
+    found = _differences(_recorded(kept), yaml.safe_load(resolved_yaml(loaded)))
+    changes = [line for line in found if not line.startswith(PLACES)]
     if changes:
         raise UserError(f"{directory} was started with another recipe; resume it unchanged:\n  " + "\n  ".join(changes))
 

@@ -1,14 +1,14 @@
-"""The training step on TRL's trainer, whose private methods only this file and, for checkpoints, resumable.py touch.
+"""The training step on TRL's trainer.
 
 TRL keeps loading, engines, data loading, checkpoints and logging; the step itself is ours:
 
     rollout -> verify -> guide -> advantage -> loss
+
+Three files touch TRL's private methods: this one for the step, `sampling_trainer.py`, and `resumable.py` for checkpoints.
 """
 
-import time
-from collections import defaultdict
-from collections.abc import Callable, Iterator, Mapping, Sequence
-from contextlib import contextmanager, nullcontext
+from collections.abc import Callable, Sequence
+from contextlib import nullcontext
 from dataclasses import replace
 from functools import partial
 from typing import Any
@@ -51,17 +51,14 @@ from rlvr.policy_scorer import PolicyScorer, scorer_offer
 from rlvr.reporting.completions import completions_table
 from rlvr.reporting.metrics import majority_rate, mean_shares
 from rlvr.reporting.step_sums import StepSums
-from rlvr.resumable import ResumableTrainer
-from rlvr.rollout import make_rollouts
-from rlvr.rollout.spread import Sampled, entries
-from rlvr.rollout.temperature import sampling_at
+from rlvr.sampling_trainer import SamplingTrainer
 from rlvr.seeds import derived_seed
 from rlvr.types import Microbatch, Rollouts, ScoredRollouts, TrainRow
 from rlvr.verification import Judge, RewardFunction, Verdicts, check_unscorable, limits_of, shared_judge, verify
 from rlvr.watching.watch import Watch
 
 
-class RLVRTrainer(ResumableTrainer):
+class RLVRTrainer(SamplingTrainer):
     """GRPO-style policy optimisation with verifiable rewards.
 
     `args` sets sizes, sampling and optimisation; `algorithm` the objective; `rewards` what is optimised and which of
@@ -127,23 +124,6 @@ class RLVRTrainer(ResumableTrainer):
         scored = self.guide(self.verify(self.rollout(inputs)))
         advantages = self.advantages(scored, self.reward_penalties(scored.rollouts))
         return self.microbatches(scored.rollouts, advantages)
-
-    def rollout(self, rows: Sequence[Mapping[str, Any]]) -> Rollouts:
-        """Samples one completion per row with TRL's engine."""
-        with self._timed("rollout"):
-            generated = self._generate([row["prompt"] for row in rows])
-        prompt_ids, completion_ids, tool_masks, completions, sampling_logprobs = generated[:5]
-        metrics = self._metrics["train" if self.model.training else "eval"]
-        metrics["completions/truncated_frac"] += metrics.pop("completions/clipped_ratio")
-        return make_rollouts(
-            rows,
-            prompt_ids,
-            completion_ids,
-            completions,
-            generated_masks=tool_masks,
-            sampling_logprobs=sampling_logprobs,
-            end_token_ids=self.eos_token_ids,
-        )
 
     def verify(self, rollouts: Rollouts) -> ScoredRollouts:
         """Every reward of every completion, and the verifier's outcome."""
@@ -248,7 +228,7 @@ class RLVRTrainer(ResumableTrainer):
 
     def _prepare_inputs(self, generation_batch: list[dict[str, Any]]) -> Microbatch:
         generate_every = self.args.steps_per_generation * self.num_iterations
-        if self._buffered_inputs is None or self._step % generate_every == 0:
+        if self._is_sampling_due():
             self._buffered_inputs = self._generate_and_score_completions(generation_batch)
             if self.needs.step is not None and self.state.global_step == 0:
                 sampled = [batch.sampled for batch in self._buffered_inputs]
@@ -279,23 +259,6 @@ class RLVRTrainer(ResumableTrainer):
     def judge(self) -> Judge:
         return shared_judge(self.rewards_config.workers, limits_of(self.rewards_config))
 
-    def _forget_rollouts(self) -> None:
-        """After the weights were replaced: the next step samples anew, from an engine that is given them."""
-        self._buffered_inputs = None
-        self._last_loaded_step = -1  # by which TRL knows what weights vLLM has
-
-    # ---- sampling for evaluation ------------------------------------------------------------------------------------
-
-    def sample(self, rows: Sequence[Mapping[str, Any]], *, temperature: float) -> Rollouts:
-        """Samples one completion per row without touching the training state; temperature 0 is greedy."""
-        was_training = self.model.training
-        self.model.eval()
-        with sampling_at(self, temperature):
-            rollouts = self.rollout(rows)
-        self._metrics["eval"].clear()
-        self.model.train(was_training)
-        return rollouts
-
     def _tools(self) -> Tools:
         return Tools(
             self.accelerator,
@@ -305,15 +268,6 @@ class RLVRTrainer(ResumableTrainer):
             encode=partial(encoded, self._tokenizer, self.max_completion_length),
             scorer=self.scorer,
         )
-
-    def _sample_apart(self, prompts: Sequence[Any]) -> list[Sampled]:
-        """One completion per prompt, which belong to no group; leaves the metrics of the step's rollouts alone."""
-        kept = self._metrics["train"], self.num_generations
-        self._metrics["train"], self.num_generations = defaultdict(list), 1
-        try:
-            return entries(self.rollout([{"prompt": prompt, "prompt_id": 0} for prompt in prompts]))
-        finally:
-            self._metrics["train"], self.num_generations = kept
 
     # ---- helpers ----------------------------------------------------------------------------------------------------
 
@@ -370,19 +324,6 @@ class RLVRTrainer(ResumableTrainer):
                 metrics[f"coef/{each.name}"] = each.coef_at(self.state.global_step)
             each.finish(metrics)
         self.record(metrics)
-
-    def record(self, metrics: Mapping[str, float]) -> None:
-        """Adds to the metrics of the current step."""
-        for name, value in metrics.items():
-            self._metrics["train"][name].append(value)
-
-    @contextmanager
-    def _timed(self, stage: str) -> Iterator[None]:
-        started = self.watch.enter(stage)
-        yield
-        self._metrics["train" if self.model.training else "eval"][f"time/{stage}_s"].append(
-            time.perf_counter() - started
-        )
 
 
 def _rewards_of_trl(**_: Any) -> list[float]:

@@ -1,7 +1,8 @@
 """A policy, a tokenizer and trainers small enough for every test, built in memory."""
 
+import gc
 import os
-from collections.abc import Callable
+from collections.abc import Callable, Iterator
 from pathlib import Path
 from typing import Any
 
@@ -108,6 +109,14 @@ def trainer_arguments(output_dir: Path, **changes: Any) -> GRPOConfig:
         "seed": 7,
     }
     return GRPOConfig(**(values | changes))
+
+
+@pytest.fixture
+def frozen_heap() -> Iterator[None]:
+    """Continuous batching collects garbage twice a call: 0.2 s each, all imported modules included."""
+    gc.freeze()
+    yield
+    gc.unfreeze()
 
 
 MakeTrainer = Callable[..., RLVRTrainer]

@@ -18,6 +18,7 @@ from rlvr.config.extrapolation import check_trainer
 from rlvr.config.presets import PRESETS, Algorithm
 from rlvr.config.problems import Problem, dotted, first_problem, model_at, shown
 from rlvr.config.regularizers import RegularizersConfig
+from rlvr.config.rollout import check_engine_settings
 from rlvr.config.schema import SHORTHANDS, Recipe
 from rlvr.config.section import Section
 from rlvr.config.trainer_defaults import merged_trainer
@@ -105,6 +106,7 @@ def _anchored(file: str, base_dir: Path) -> str:
 def _trainer(recipe: Recipe, path: Path) -> dict[str, Any]:
     with _below("trainer"):
         trainer = merged_trainer(recipe.trainer, default_output_dir=f"runs/{path.stem}")
+        check_engine_settings(trainer)
     with _below("checkpoints"):
         check_saves(recipe.checkpoints, recipe.evaluation.every, trainer)
     if recipe.extrapolation is not None:

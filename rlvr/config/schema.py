@@ -28,6 +28,7 @@ from rlvr.config.presets import (
 )
 from rlvr.config.problems import Problem, nearest
 from rlvr.config.regularizers import RegularizersConfig
+from rlvr.config.rollout import PAGED, RolloutConfig
 from rlvr.config.schedules import Bounds, Weight
 from rlvr.config.section import Section
 from rlvr.config.watch import WatchConfig
@@ -257,6 +258,7 @@ class Recipe(Section):
     extrapolation: ExtrapolationConfig | None = None
     trainer: dict[str, Any] = Field(default={})
     checkpoints: CheckpointsConfig = CheckpointsConfig()
+    rollout: RolloutConfig = RolloutConfig()
     evaluation: EvaluationConfig = EvaluationConfig()
     report: ReportConfig = ReportConfig()
     watch: WatchConfig = WatchConfig()
@@ -267,11 +269,11 @@ class Recipe(Section):
         rule = self.algorithm.resolved().mismatch
         if rule == "none":
             return self
-        if not self.trainer.get("use_vllm", False):
+        if not self.trainer.get("use_vllm", False) and not self.trainer.get(PAGED, False):
             raise Problem(
                 "algorithm.mismatch",
-                f"{rule!r} needs log-probabilities of the engine, which only vLLM reports;"
-                " set trainer.use_vllm to true or algorithm.mismatch to 'none'",
+                f"{rule!r} needs log-probabilities of the engine, which generate does not report; set trainer.use_vllm"
+                f" or trainer.{PAGED} to true, or algorithm.mismatch to 'none'",
             )
         for name, neutral in FULL_VOCABULARY.items():
             value = self.trainer.get(name, neutral)

@@ -79,6 +79,7 @@ OWNED = {
     "save_only_model": "a run could not go on from such checkpoints; use checkpoints.keep_last to save room",
     "ignore_data_skip": "a run goes on with the prompts that come next",
     "resume_from_checkpoint": "the command says it: rlvr train --resume",
+    "use_transformers_paged": "it is an old name of use_transformers_continuous_batching",
     "hub_token": "a recipe is stored with the run, so set the environment variable HF_TOKEN",
 } | dict.fromkeys(
     [

@@ -16,7 +16,8 @@ from tests.distributed.resume_worker import KILL_AFTER, STOP_AT
 
 WORKER = str(ROOT / "tests/distributed/resume_worker.py")
 STEPS = 20  # two and a half passes over the prompts
-TIMES = ("time/", "step_time", "train_", "epoch")  # `epoch`: its last digit depends on how it is added up
+# Apart from times: a resumed run checks its engine again. `epoch`: its last digit depends on how it is added up.
+TIMES = ("time/", "step_time", "train_", "epoch", "engine/")
 
 # An optimiser step is half of the micro-batches of a generation, which serve twice: four steps to a generation. A log
 # record is the mean of three steps.
