@@ -29,10 +29,10 @@ def logging_to(file: TextIO) -> Iterator[logging.Logger]:
         category: type[Warning],
         filename: str,
         lineno: int,
-        stream: TextIO | None = None,
+        file: TextIO | None = None,
         line: str | None = None,
     ) -> None:
-        shown(message, category, filename, lineno, stream, line)
+        shown(message, category, filename, lineno, file, line)
         own.warning("%s", warnings.formatwarning(message, category, filename, lineno).rstrip())
 
     warnings.showwarning = show

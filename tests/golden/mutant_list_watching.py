@@ -44,7 +44,7 @@ WATCHING_FAULTS: tuple[tuple[str, str, str, str], ...] = (
         "log: twice",
     ),
     (LOGS, "            logger.removeHandler(each)\n", "            pass\n", "log: goes on after the end"),
-    (LOGS, "        shown(message, category, filename, lineno, stream, line)\n", "", "terminal: no warnings"),
+    (LOGS, "        shown(message, category, filename, lineno, file, line)\n", "", "terminal: no warnings"),
     (RUNNING, "exc_info=error", "exc_info=None", "log: no traceback"),
     (RUNNING, '"finished" if error is None else "stopped"', '"finished"', "heartbeat: finished by an error"),
     (RUNNING, 'open("a")', 'open("w")', "log: a resumed run begins it anew"),
