@@ -4,7 +4,7 @@ import logging
 import warnings
 from collections.abc import Iterator
 from contextlib import contextmanager
-from typing import Any, TextIO
+from typing import TextIO
 
 CLOSED = ("transformers", "DeepSpeed", "vllm")  # loggers that may keep their records to their own handlers
 FORMAT = "%(asctime)s %(levelname)s %(name)s: %(message)s"
@@ -16,16 +16,23 @@ def logging_to(file: TextIO) -> Iterator[logging.Logger]:
     handler = logging.StreamHandler(file)
     handler.setFormatter(logging.Formatter(FORMAT))
     root = logging.getLogger()
-    handlers = [(root, handler)]
-    handlers += [(each, handler) for name in CLOSED if not (each := logging.getLogger(name)).propagate]
+    handlers: list[tuple[logging.Logger, logging.Handler]] = [(root, handler)]
+    handlers += [(closed, handler) for name in CLOSED if not (closed := logging.getLogger(name)).propagate]
     if not root.handlers:
         handlers.append((root, _LastResort()))
     for logger, each in handlers:
         logger.addHandler(each)
     shown, own = warnings.showwarning, alone("warnings", handler)
 
-    def show(message: Any, category: Any, filename: str, lineno: int, *rest: Any) -> None:
-        shown(message, category, filename, lineno, *rest)
+    def show(
+        message: Warning | str,
+        category: type[Warning],
+        filename: str,
+        lineno: int,
+        file: TextIO | None = None,
+        line: str | None = None,
+    ) -> None:
+        shown(message, category, filename, lineno, file, line)
         own.warning("%s", warnings.formatwarning(message, category, filename, lineno).rstrip())
 
     warnings.showwarning = show

@@ -167,7 +167,7 @@ folder = Path(sys.argv[1])
 file = (folder / "log.txt").open("a")
 if sys.argv[2] == "nothing_can_be_written":
     folder.rename(folder.with_name("away"))
-config = WatchConfig(heartbeat_s=0.1, stall_minutes=0.5 / 60, on_stall="abort")
+config = WatchConfig(heartbeat_s=0.3, stall_minutes=1 / 60, on_stall="abort")
 Watchdog(config, Progress(), Rank(0, 1, folder, file, logging.Logger("quiet"))).start()
 def hang():
     ctypes.PyDLL(None).sleep(60) if sys.argv[2] == "with_lock" else time.sleep(60)
@@ -183,12 +183,15 @@ def test_abort_ends_a_process_that_hangs_in_a_native_call(tmp_path: Path, way: s
     done = subprocess.run(command, cwd=ROOT, capture_output=True, text=True, timeout=50, check=False)
     assert done.returncode == RunAborted.exit_code, done.stderr
     if way == "with_lock":
-        assert "in hang\n" in (folder / "log.txt").read_text()
+        text = (folder / "log.txt").read_text()
+        assert "Timeout" in text
+        assert "in hang\n" in text
         return
     assert "rank 0 ends, as watch.on_stall is 'abort'" in done.stderr
     if way == "without_lock":
         assert "in hang\n" in stacks(tmp_path)[0]
         assert heartbeat(tmp_path)["status"] == "stopped"
+        assert (folder / "log.txt").read_text() == ""  # the timer outside of Python was not needed
     else:
         assert "rank 0: the watchdog cannot write: " in done.stderr
 
@@ -272,6 +275,7 @@ def test_logging_and_warnings_are_in_the_file_until_the_end(tmp_path: Path) -> N
         with logging_to(file) as own:
             logging.getLogger("trl.something").warning("from trl")
             logging.getLogger("transformers.trainer").warning("from transformers")
+            logging.getLogger("vllm").warning("from vllm, which is open as long as vllm is not imported")
             with pytest.warns(UserWarning, match="own"):
                 warnings.warn("own", UserWarning, stacklevel=1)  # recorded by pytest, as any catch_warnings does
             own.info("for the file alone")
@@ -280,6 +284,7 @@ def test_logging_and_warnings_are_in_the_file_until_the_end(tmp_path: Path) -> N
     assert [line.split(" ", 2)[2] for line in text.splitlines()] == [
         "WARNING trl.something: from trl",
         "WARNING transformers.trainer: from transformers",
+        "WARNING vllm: from vllm, which is open as long as vllm is not imported",
         "INFO rlvr: for the file alone",
     ]
     assert (root.handlers, warnings.showwarning) == (handlers, before)
