@@ -4,7 +4,7 @@ TRL keeps loading, engines, data loading, checkpoints and logging; the step itse
 
     rollout -> verify -> guide -> advantage -> loss
 
-Three files touch TRL's private methods: this one for the step, `sampling_trainer.py`, and `resumable.py` for checkpoints.
+Three files touch TRL's private methods: this one, `sampling_trainer.py` and, for checkpoints, `resumable.py`.
 """
 
 from collections.abc import Callable, Sequence
