@@ -31,10 +31,11 @@ def probe(
     """
     rows = [{"prompt": prompt, "prompt_id": index} for index, prompt in enumerate(prompts)]
     generates = not trainer.use_vllm and not trainer.use_transformers_continuous_batching
-    added = trainer.args.generation_kwargs or {}
+    args: Any = trainer.args
+    added = args.generation_kwargs or {}
     neutral = {name: value for name, value in WHOLE_VOCABULARY.items() if name not in added}
     options = neutral | {"max_new_tokens": MAX_TOKENS} | (SCORES if generates else {})
-    vllm_options = WHOLE_VOCABULARY | {"max_completion_length": MAX_TOKENS}
+    vllm_options: dict[str, Any] = WHOLE_VOCABULARY | {"max_completion_length": MAX_TOKENS}
     if trainer.use_vllm:
         vllm_options["generation_kwargs"] = trainer.vllm_generation.generation_kwargs | {"seed": seed}
     with engine_settings(trainer, options, vllm_options):

@@ -3,6 +3,7 @@
 import io
 import math
 import random
+from dataclasses import replace
 from typing import Any
 
 import numpy as np
@@ -154,9 +155,13 @@ def _draws() -> tuple[float, float, float]:
 def test_it_runs_before_each_generation_phase_once(make_trainer: MakeTrainer) -> None:
     sizes = {"gradient_accumulation_steps": 2, "steps_per_generation": 4, "max_steps": 5}
     trainer, engine = with_separate_engine(make_trainer(dataset=letter_dataset(64), **sizes))
-    checked(trainer, check_engine="every_sync")
+    check, seeds = checked(trainer, check_engine="every_sync"), []
+    assert check.host is not None
+    lent = check.host.probe
+    check.host = replace(check.host, probe=lambda prompts, seed: seeds.append(seed) or lent(prompts, seed))
     trainer.train()
     assert [bool(log) for log in logged(trainer, "engine/")] == [True, False, True, False, True]
+    assert len(seeds) == len(set(seeds)) == 3
     assert engine.num_syncs == 3  # the probe brings the weights that the rollouts then use
 
 
