@@ -111,6 +111,16 @@ def test_engine_with_the_weights_in_training_agrees(make_trainer: MakeTrainer, e
     assert NUM_PROMPTS <= found.check(2).num_tokens <= NUM_PROMPTS * MAX_TOKENS
 
 
+@pytest.mark.parametrize("engine", ENGINES)
+def test_tokens_that_a_recipe_leaves_out_are_no_disagreement(make_trainer: MakeTrainer, engine: str) -> None:
+    setting = {"suppress_tokens": [7, 12]}
+    trainer = trainer_with(make_trainer, engine, generation_kwargs=setting, repetition_penalty=1.0)
+    if engine == "separate":
+        trainer.vllm_generation.generation_kwargs = setting
+    assert checked(trainer, engine_tolerance=1e-3).check(0).dev_max < 1e-4
+    assert "suppress_tokens" in (trainer.vllm_generation if engine == "separate" else trainer).generation_kwargs
+
+
 # ---- a run does not notice it ---------------------------------------------------------------------------------------
 
 
