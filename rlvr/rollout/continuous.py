@@ -13,14 +13,14 @@ import torch
 from accelerate import DistributedType
 from transformers import ContinuousBatchingConfig, GenerationConfig
 from transformers.generation.continuous_batching.utils import WorkloadHints
-from trl.models import unwrap_model_for_generation
+from trl.models.utils import unwrap_model_for_generation
 from trl.trainer.grpo_trainer import GRPOTrainer
 
 from rlvr.errors import RecipeError
 
 # Processors that look at nothing but the scores of one position; of what came before, the engine shows only one token.
-PROCESSORS = ("TemperatureLogitsWarper", "TopKLogitsWarper", "TopPLogitsWarper", "MinPLogitsWarper")
-PROCESSORS += ("SuppressTokensLogitsProcessor", "InfNanRemoveLogitsProcessor")
+PROCESSORS = {"TemperatureLogitsWarper", "TopKLogitsWarper", "TopPLogitsWarper", "MinPLogitsWarper"}
+PROCESSORS |= {"SuppressTokensLogitsProcessor", "InfNanRemoveLogitsProcessor"}
 CPU_BLOCK, CPU_BATCH_TOKENS = 32, 1024
 
 
@@ -32,8 +32,8 @@ def sample_continuously(
     The weights are those of the trainer at this moment, in the precision that it trains with. Raises RecipeError for a
     run whose weights or settings the engine cannot sample with.
     """
-    args = trainer.args
-    _check_weights(trainer)
+    args: Any = trainer.args
+    _check_weights(trainer, is_gathered=args.ds3_gather_for_generation)
     dtype = torch.bfloat16 if args.bf16 else torch.float16 if args.fp16 else None
     with (
         unwrap_model_for_generation(
@@ -51,9 +51,8 @@ def sample_continuously(
             model.train(was_training)
 
 
-def _check_weights(trainer: GRPOTrainer) -> None:
+def _check_weights(trainer: GRPOTrainer, is_gathered: bool) -> None:
     """Ranks take different numbers of forward passes, so none may have to wait for the others in one."""
-    is_gathered = trainer.args.ds3_gather_for_generation
     plugin = trainer.accelerator.state.deepspeed_plugin
     sharding = {
         "FSDP": trainer.accelerator.distributed_type == DistributedType.FSDP,

@@ -13,9 +13,11 @@ from rlvr.rollout.settings import engine_settings
 from rlvr.types import Rollouts, TrainRow
 
 MAX_TOKENS = 16  # of each completion
-# The trainer scores the whole vocabulary, so a probe leaves no token out: of the recipe's settings it has the
-# temperature, and what `trainer.generation_kwargs` adds.
+# The trainer scores the whole vocabulary, so a probe leaves no token out. Of the recipe's settings it has the
+# temperature, and of `trainer.generation_kwargs` what stands in the place of one that TRL sets.
 WHOLE_VOCABULARY = {"top_p": 1.0, "top_k": 0, "min_p": None, "repetition_penalty": 1.0}
+SET_BY_TRL = {"max_new_tokens", "do_sample", "pad_token_id", "bos_token_id", "eos_token_id", "temperature"}
+SET_BY_TRL |= WHOLE_VOCABULARY.keys() | {"cache_implementation"}
 SCORES = {"output_scores": True, "return_dict_in_generate": True}
 
 
@@ -31,13 +33,15 @@ def probe(
     """
     rows = [{"prompt": prompt, "prompt_id": index} for index, prompt in enumerate(prompts)]
     generates = not trainer.use_vllm and not trainer.use_transformers_continuous_batching
-    added = trainer.args.generation_kwargs or {}
+    args: Any = trainer.args
+    added = args.generation_kwargs or {}
     neutral = {name: value for name, value in WHOLE_VOCABULARY.items() if name not in added}
     options = neutral | {"max_new_tokens": MAX_TOKENS} | (SCORES if generates else {})
-    vllm_options = WHOLE_VOCABULARY | {"max_completion_length": MAX_TOKENS}
+    vllm_options: dict[str, Any] = WHOLE_VOCABULARY | {"max_completion_length": MAX_TOKENS}
     if trainer.use_vllm:
-        vllm_options["generation_kwargs"] = trainer.vllm_generation.generation_kwargs | {"seed": seed}
-    with engine_settings(trainer, options, vllm_options):
+        own = trainer.vllm_generation.generation_kwargs
+        vllm_options["generation_kwargs"] = {k: v for k, v in own.items() if k in SET_BY_TRL} | {"seed": seed}
+    with engine_settings(trainer, options, vllm_options, without=added.keys() - SET_BY_TRL):
         if not generates:
             return sample(rows)
         with recorded_logprobs(trainer.accelerator.unwrap_model(trainer.model)) as recorded:

@@ -1,6 +1,6 @@
 """The settings that the trainer's engine samples with, changed for a while."""
 
-from collections.abc import Iterator, Mapping
+from collections.abc import Collection, Iterator, Mapping
 from contextlib import contextmanager
 from typing import Any
 
@@ -24,16 +24,23 @@ def sampling_at(trainer: GRPOTrainer, temperature: float) -> Iterator[None]:
 
 @contextmanager
 def engine_settings(
-    trainer: GRPOTrainer, options: Mapping[str, Any], vllm_options: Mapping[str, Any]
+    trainer: GRPOTrainer,
+    options: Mapping[str, Any],
+    vllm_options: Mapping[str, Any],
+    without: Collection[str] = (),
 ) -> Iterator[None]:
     """Within it the trainer's engine samples one completion per prompt, with these settings over its own.
 
-    `options` are fields of transformers' GenerationConfig; `vllm_options` attributes of TRL's VLLMGeneration.
+    `options` are fields of transformers' GenerationConfig, of which it has none in `without`; `vllm_options` attributes
+    of TRL's VLLMGeneration.
     """
     kept_number = trainer.num_generations_eval
     # Of n completions per prompt TRL gives vLLM's server every n-th prompt; here each stands for itself.
     trainer.num_generations_eval = 1
-    settings = _vllm_settings(trainer, vllm_options) if trainer.use_vllm else _transformers_settings(trainer, options)
+    if trainer.use_vllm:
+        settings = _vllm_settings(trainer, vllm_options)
+    else:
+        settings = _transformers_settings(trainer, options, without)
     try:
         with settings:
             yield
@@ -53,9 +60,11 @@ def _vllm_settings(trainer: GRPOTrainer, options: Mapping[str, Any]) -> Iterator
 
 
 @contextmanager
-def _transformers_settings(trainer: GRPOTrainer, options: Mapping[str, Any]) -> Iterator[None]:
+def _transformers_settings(
+    trainer: GRPOTrainer, options: Mapping[str, Any], without: Collection[str]
+) -> Iterator[None]:
     kept_kwargs, kept_config = trainer.generation_kwargs, trainer.generation_config
-    trainer.generation_kwargs = kept_kwargs | dict(options)
+    trainer.generation_kwargs = {k: v for k, v in kept_kwargs.items() if k not in without} | dict(options)
     trainer.generation_config = GenerationConfig(**trainer.generation_kwargs, disable_compile=True)
     try:
         yield

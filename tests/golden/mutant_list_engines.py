@@ -14,6 +14,7 @@ _PHASES = _IN_CHECK + "test_it_runs_before_each_generation_phase_once"
 _PRECISION = _IN_CONTINUOUS + "test_mixed_precision_samples_from_rounded_weights_and_trains_the_exact_ones"
 _ROLLOUTS = _IN_CONTINUOUS + "test_rollouts_end_where_the_policy_ends_them"
 _EVALUATION = _IN_CONTINUOUS + "test_evaluation_samples_by_its_own_temperature_and_leaves_the_trainer"
+_LEFT_OUT = _IN_CHECK + "test_tokens_that_a_recipe_leaves_out_are_no_disagreement"
 _SERVER = _IN_SETTINGS + "test_evaluation_asks_a_server_for_each_prompt"
 
 # (file under rlvr/, old text, new text, description, test)
@@ -63,6 +64,8 @@ ENGINE_FAULTS: tuple[tuple[str, str, str, str, str], ...] = (
     (PROBE, "        del model.generate\n", "        pass\n", "generate stays wrapped", _LEFT),
     (PROBE, "row[:length]", "row[-length:]", "log-probs of padding", _PROBED),
     (PROBE, ' | {"seed": seed}', "", "moves vLLM's random numbers", _IDENTICAL),
+    (PROBE, ", without=added.keys() - SET_BY_TRL", "", "tokens left out by generation_kwargs", _LEFT_OUT),
+    (PROBE, " if k in SET_BY_TRL}", "}", "tokens left out by vLLM", _LEFT_OUT),
     (SETTINGS, "    trainer.num_generations_eval = 1\n", "", "prompts of others from a server", _SERVER),
     (
         SETTINGS,

@@ -47,6 +47,7 @@ class SeparateEngine:
         ids, logprobs = list(prompt), []
         while len(ids) - len(prompt) < self.max_completion_length and (len(ids) == len(prompt) or ids[-1] != 1):
             logits = self.model(input_ids=torch.tensor([ids])).logits[0, -1]
+            logits[settings.get("suppress_tokens", [])] = float("-inf")
             if settings["top_k"]:
                 logits[logits < logits.topk(settings["top_k"]).values[-1]] = float("-inf")
             scores = (logits / (settings["temperature"] or 1.0)).log_softmax(-1)

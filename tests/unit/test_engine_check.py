@@ -3,6 +3,7 @@
 import io
 import math
 import random
+from dataclasses import replace
 from typing import Any
 
 import numpy as np
@@ -110,6 +111,16 @@ def test_engine_with_the_weights_in_training_agrees(make_trainer: MakeTrainer, e
     assert NUM_PROMPTS <= found.check(2).num_tokens <= NUM_PROMPTS * MAX_TOKENS
 
 
+@pytest.mark.parametrize("engine", ENGINES)
+def test_tokens_that_a_recipe_leaves_out_are_no_disagreement(make_trainer: MakeTrainer, engine: str) -> None:
+    setting = {"suppress_tokens": [7, 12]}
+    trainer = trainer_with(make_trainer, engine, generation_kwargs=setting, repetition_penalty=1.0)
+    if engine == "separate":
+        trainer.vllm_generation.generation_kwargs = setting
+    assert checked(trainer, engine_tolerance=1e-3).check(0).dev_max < 1e-4
+    assert "suppress_tokens" in (trainer.vllm_generation if engine == "separate" else trainer).generation_kwargs
+
+
 # ---- a run does not notice it ---------------------------------------------------------------------------------------
 
 
@@ -154,9 +165,13 @@ def _draws() -> tuple[float, float, float]:
 def test_it_runs_before_each_generation_phase_once(make_trainer: MakeTrainer) -> None:
     sizes = {"gradient_accumulation_steps": 2, "steps_per_generation": 4, "max_steps": 5}
     trainer, engine = with_separate_engine(make_trainer(dataset=letter_dataset(64), **sizes))
-    checked(trainer, check_engine="every_sync")
+    check, seeds = checked(trainer, check_engine="every_sync"), []
+    assert check.host is not None
+    lent = check.host.probe
+    check.host = replace(check.host, probe=lambda prompts, seed: seeds.append(seed) or lent(prompts, seed))
     trainer.train()
     assert [bool(log) for log in logged(trainer, "engine/")] == [True, False, True, False, True]
+    assert len(seeds) == len(set(seeds)) == 3
     assert engine.num_syncs == 3  # the probe brings the weights that the rollouts then use
 
 
