@@ -10,18 +10,21 @@ from typing import Any
 import torch
 from datasets import Dataset
 from rich.console import Console
-from transformers import PreTrainedTokenizerBase, PrinterCallback, TrainerCallback
+from transformers import PreTrainedTokenizerBase, PrinterCallback, TrainerCallback, set_seed
 from transformers import ProgressCallback as HFProgressCallback
 from trl import GRPOConfig
 
+from rlvr.adapters import keep_small_steps, name_base, peft_settings
 from rlvr.config import LoadedRecipe
 from rlvr.config.schema import DataSource
 from rlvr.data import build_dataset, load_rows
 from rlvr.data.self_check import self_checked
+from rlvr.engines import check_engine, keep_wrap_policy
+from rlvr.errors import RecipeError
 from rlvr.extrapolation.periodic import PeriodicJumps
 from rlvr.guidance.build import Record, guidance_of
 from rlvr.guidance.tools import Guide, Tools
-from rlvr.model import load_policy, load_tokenizer
+from rlvr.model import is_adapter, load_policy, load_tokenizer
 from rlvr.objectives.regularizers import build_regularizers
 from rlvr.trainer import RLVRTrainer
 from rlvr.verification import RewardFunction, load_reward
@@ -52,8 +55,13 @@ class HintRecord:
 
 
 def load_parts(loaded: LoadedRecipe, console: Console) -> Parts:
-    """Raises UserError for data, rewards or references that are not in order."""
+    """Raises UserError for data, rewards or references that are not in order, and for a policy that is an adapter."""
     source = loaded.recipe.data.train
+    if is_adapter(path := loaded.recipe.model.path):
+        raise RecipeError(
+            f"model.path: {path!r} is an adapter, from which no run can start; merge it by `rlvr extrapolate weights"
+            f" --base BASE --tuned {path} --alpha 1 --out MERGED` and give MERGED."
+        )
     tokenizer = load_tokenizer(loaded.recipe.model)
     rows = load_rows(source, loaded.base_dir, "data.train")
     data = build_dataset(rows, loaded.recipe.data, tokenizer, f"data.train: {source.dataset}")
@@ -78,9 +86,16 @@ def build_trainer(
     jumps: PeriodicJumps | None = None,
 ) -> RLVRTrainer:
     """The trainer with the policy's weights; `record` is told of hints."""
+    config = loaded.recipe.model
+    # First, as DeepSpeed's settings have to be known for ZeRO-3 to shard weights while they are loaded.
+    arguments = GRPOConfig(**trainer_arguments(loaded))
+    check_engine(arguments, config.quantization)
+    policy = load_policy(config)
+    set_seed(arguments.seed)  # of new adapters, the same on every process
     trainer = RLVRTrainer(
-        load_policy(loaded.recipe.model),
-        GRPOConfig(**trainer_arguments(loaded)),
+        policy,
+        arguments,
+        peft_config=None if config.lora is None else peft_settings(config, config.lora, policy),
         algorithm=loaded.algorithm,
         reward_functions=parts.functions,
         rewards=loaded.recipe.rewards,
@@ -94,6 +109,12 @@ def build_trainer(
     )
     trainer.remove_callback(PrinterCallback)
     trainer.remove_callback(HFProgressCallback)
+    if config.lora is not None:
+        name_base(trainer.model, config)
+        if config.quantization is not None:
+            keep_small_steps(trainer.model)
+        if trainer.is_fsdp_enabled:
+            keep_wrap_policy(trainer.accelerator)
     return trainer
 
 

@@ -11,6 +11,7 @@ from rlvr.run_directory import installed_version
 REQUIRED = ("torch", "trl", "transformers", "accelerate", "peft", "datasets", "reasoning-gym", "math-verify", "wandb")
 EXTRAS = {
     "deepspeed": "ZeRO-2 and ZeRO-3 training (pip install 'rlvr[deepspeed]')",
+    "bitsandbytes": "4-bit and 8-bit weights under adapters (pip install 'rlvr[quantization]')",
     "vllm": "fast generation on GPUs (pip install 'rlvr[vllm]')",
     "trackio": "a local tracker without an account: report.to: [trackio]",
     "tensorboard": "report.to: [tensorboard]",

@@ -4,7 +4,6 @@ import tempfile
 from collections.abc import Sequence
 from pathlib import Path
 
-from accelerate import PartialState
 from rich.console import Console
 from rich.progress import Progress
 from transformers.utils.logging import disable_progress_bar
@@ -14,6 +13,7 @@ from rlvr.config import load_recipe
 from rlvr.errors import RecipeError
 from rlvr.guidance.making import make_hints, report_table
 from rlvr.guidance.stage import Guidance
+from rlvr.processes import join_processes
 from rlvr.reporting.console import progress_columns
 
 
@@ -29,7 +29,7 @@ def write_hints_of(recipe: Path, overrides: Sequence[str], output: Path | None, 
     written = ["guidance.hints.source=self", "guidance.hints.file=null"]
     with tempfile.TemporaryDirectory() as scratch:
         loaded = load_recipe(recipe, [*overrides, *written, f"trainer.output_dir={scratch}", "report.to=[none]"])
-        state = PartialState(cpu=trainer_arguments(loaded)["use_cpu"])
+        state = join_processes(trainer_arguments(loaded))
         disable_progress_bar()
         console = Console(quiet=not state.is_main_process)
         parts = load_parts(loaded, console)

@@ -1,13 +1,23 @@
 """Loads the policy and its tokenizer; `builtin://starter` is the tiny policy inside the package."""
 
+import json
+from collections.abc import Callable, Mapping
 from importlib.resources import files
+from importlib.util import find_spec
 from pathlib import Path
 
 import torch
-from transformers import AutoModelForCausalLM, AutoTokenizer, PreTrainedModel, PreTrainedTokenizerBase
+from transformers import (
+    AutoModelForCausalLM,
+    AutoTokenizer,
+    BitsAndBytesConfig,
+    PreTrainedModel,
+    PreTrainedTokenizerBase,
+)
 
 from rlvr.config.schema import ModelConfig
-from rlvr.errors import UserError
+from rlvr.errors import CheckpointError, UserError
+from rlvr.run_directory import ADAPTER
 
 BUILTIN = {"builtin://starter": "starter"}
 LOCAL_PREFIXES = ("/", "./", "../", "~")
@@ -25,7 +35,7 @@ def resolve_model_path(path: str, where: str = WHERE) -> str:
         raise UserError(f"{where}: there is no built-in model {path!r}; valid: {', '.join(sorted(BUILTIN))}.")
     local = Path(path).expanduser()
     if local.exists():
-        if not (local / "config.json").exists():
+        if not (local / "config.json").exists() and not is_adapter(path):
             raise UserError(f"{where}: {path!r} is a folder without a config.json; give the folder of a saved model.")
         return str(local)
     if path.startswith(LOCAL_PREFIXES) or path.count("/") > 1:
@@ -33,8 +43,28 @@ def resolve_model_path(path: str, where: str = WHERE) -> str:
     return path
 
 
+def is_adapter(path: str) -> bool:
+    """Whether this is the folder of a saved adapter."""
+    return (Path(path).expanduser() / ADAPTER).is_file()
+
+
+def base_of(config: ModelConfig) -> ModelConfig:
+    """The same for the model that an adapter's folder names as its base. Raises CheckpointError where it names none."""
+    settings = Path(config.path).expanduser() / ADAPTER
+    try:
+        saved = json.loads(settings.read_text(encoding="utf-8"))
+        base, revision = saved["base_model_name_or_path"], saved.get("revision")
+    except (ValueError, LookupError, TypeError) as error:
+        raise CheckpointError(f"{settings} is no adapter's configuration, as PEFT writes it; save it anew") from error
+    if not isinstance(base, str) or not base:
+        raise CheckpointError(f"{settings} names no base_model_name_or_path; write the adapter's base there")
+    return config.model_copy(update={"path": base, "revision": revision})
+
+
 def load_tokenizer(config: ModelConfig, where: str = WHERE) -> PreTrainedTokenizerBase:
     path = resolve_model_path(config.path, where)
+    if is_adapter(path) and not (Path(path) / "tokenizer_config.json").exists():
+        return load_tokenizer(base_of(config), where)
     options = {"revision": config.revision, "trust_remote_code": config.trust_remote_code, "padding_side": "left"}
     try:
         tokenizer: PreTrainedTokenizerBase = AutoTokenizer.from_pretrained(path, **options)
@@ -46,7 +76,17 @@ def load_tokenizer(config: ModelConfig, where: str = WHERE) -> PreTrainedTokeniz
 
 
 def load_policy(config: ModelConfig, where: str = WHERE) -> PreTrainedModel:
+    """The model with its weights, quantised where the configuration says so.
+
+    Of an adapter's folder it is the base with the adapter in its layers, as in the run that saved it, and nothing in it
+    is trained. New adapters (`config.lora`) are not put on. Raises UserError.
+    """
     path = resolve_model_path(config.path, where)
+    if is_adapter(path):
+        from rlvr.adapters import with_adapter
+
+        model = with_adapter(load_policy(base_of(config), where), path)
+        return model.get_base_model()
     try:
         model: PreTrainedModel = AutoModelForCausalLM.from_pretrained(
             path,
@@ -54,10 +94,36 @@ def load_policy(config: ModelConfig, where: str = WHERE) -> PreTrainedModel:
             attn_implementation=config.attn_implementation,
             revision=config.revision,
             trust_remote_code=config.trust_remote_code,
+            quantization_config=_quantization(config),
         )
     except OSError as error:
         raise _not_loaded(config.path, error, where) from error
     return model
+
+
+QUANTIZATIONS: Mapping[str, Callable[[torch.dtype], BitsAndBytesConfig]] = {
+    # QLoRA, arXiv 2305.14314: normal floats, of which the scales are quantised as well.
+    "4bit": lambda dtype: BitsAndBytesConfig(
+        load_in_4bit=True,
+        bnb_4bit_quant_type="nf4",
+        bnb_4bit_use_double_quant=True,
+        bnb_4bit_compute_dtype=dtype,
+    ),
+    "8bit": lambda dtype: BitsAndBytesConfig(load_in_8bit=True),
+}
+
+
+def _quantization(config: ModelConfig) -> BitsAndBytesConfig | None:
+    if config.quantization is None:
+        return None
+    if find_spec("bitsandbytes") is None:
+        raise UserError(
+            f"model.quantization: {config.quantization!r} needs bitsandbytes, which is not installed; run"
+            " pip install 'rlvr[quantization]'"
+        )
+    return QUANTIZATIONS[config.quantization](
+        torch.bfloat16 if config.dtype == "auto" else getattr(torch, config.dtype)
+    )
 
 
 def _not_loaded(path: str, error: OSError, where: str) -> UserError:

@@ -28,6 +28,7 @@ from rlvr.errors import RunAborted, UserError
 from rlvr.evaluation.callback import EvaluationCallback
 from rlvr.evaluation.sets import load_sets
 from rlvr.extrapolation.periodic import PeriodicJumps
+from rlvr.processes import join_processes
 from rlvr.reporting.console import ProgressCallback, comparison_table
 from rlvr.reporting.recorder import RecorderCallback, draw_learning_curve, read_metrics
 from rlvr.rollout.engine_check import EngineCheck
@@ -60,7 +61,7 @@ def run_recipe(loaded: LoadedRecipe, resume: bool, other_versions: bool = False)
     """
     run_directory.claim(loaded, resume)
     _prepare_trackers(loaded)
-    state = PartialState(cpu=trainer_arguments(loaded)["use_cpu"])
+    state = join_processes(trainer_arguments(loaded))
     disable_progress_bar()  # transformers draws one per weight file, across our own
     console = Console(quiet=not state.is_main_process)
     checkpoint = _newest_whole(loaded.output_dir, state, console) if resume else None

@@ -22,6 +22,7 @@ DECISIVE_PACKAGES = ("torch", "trl", "transformers", "accelerate", "peft", "deep
 PLACES = ("trainer.vllm_server_host", "trainer.vllm_server_port")  # where a server is now decides nothing
 LOGS = ("metrics.jsonl", "hints.jsonl")  # one record with its step a line
 SUMMARY = "train_runtime"  # in the record that ends a run, or a part of it
+ADAPTER = "adapter_config.json"  # of a policy or checkpoint that is an adapter
 
 
 def claim(loaded: LoadedRecipe, resume: bool) -> None:

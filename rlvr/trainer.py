@@ -15,7 +15,7 @@ from typing import Any
 
 import torch
 from datasets import Dataset
-from peft import PeftModel
+from peft import PeftConfig, PeftModel
 from torch import Tensor
 from transformers import PreTrainedModel, PreTrainedTokenizerBase, TrainerCallback
 from trl import GRPOConfig
@@ -77,6 +77,7 @@ class RLVRTrainer(SamplingTrainer):
         guidance: Callable[[Tools], Guide] | None = None,
         jumps: PeriodicJumps | None = None,
         watch: Watch | None = None,
+        peft_config: PeftConfig | None = None,
         train_dataset: Dataset,
         processing_class: PreTrainedTokenizerBase,
         callbacks: list[TrainerCallback] | None = None,
@@ -91,6 +92,7 @@ class RLVRTrainer(SamplingTrainer):
             processing_class=processing_class,
             # Jumps come first, so that a step is evaluated and saved as it is after its jump.
             callbacks=[*([jumps] if jumps is not None else []), *(callbacks or []), self.watch],
+            peft_config=peft_config,
         )
         attach_token_stats(self._base(self.model))
         if self.ref_model is not None:

@@ -13,6 +13,7 @@ from pydantic import Field, field_validator, model_validator
 from rlvr.config.checkpoints import CheckpointsConfig
 from rlvr.config.extrapolation import ExtrapolationConfig
 from rlvr.config.guidance import GuidanceConfig
+from rlvr.config.lora import LoRAConfig, Quantization, check_lora
 from rlvr.config.presets import (
     PRESETS,
     AdvantageRule,
@@ -26,7 +27,7 @@ from rlvr.config.presets import (
     RatioLevel,
     Switches,
 )
-from rlvr.config.problems import Problem, nearest
+from rlvr.config.problems import Problem, dotted, nearest
 from rlvr.config.regularizers import RegularizersConfig
 from rlvr.config.rollout import PAGED, RolloutConfig
 from rlvr.config.schedules import Bounds, Weight
@@ -44,6 +45,8 @@ class ModelConfig(Section):
     attn_implementation: str = "sdpa"
     revision: str | None = None
     trust_remote_code: bool = False
+    lora: LoRAConfig | None = None  # null: all weights are trained
+    quantization: Quantization | None = None  # of the weights under the adapter, by bitsandbytes
 
 
 class DataSource(Section):
@@ -303,7 +306,21 @@ class Recipe(Section):
         return self
 
     @model_validator(mode="after")
+    def _check_lora(self) -> Self:
+        try:
+            check_lora(self.model.lora, self.model.quantization, self.trainer)
+        except Problem as problem:
+            raise Problem(dotted("model", problem.key), problem.text) from problem
+        return self
+
+    @model_validator(mode="after")
     def _check_extrapolation(self) -> Self:
+        if self.extrapolation is not None and self.model.lora is not None:
+            raise Problem(
+                "extrapolation",
+                "cannot be used with model.lora, whose factors A and B do not move on a line when their product does;"
+                " remove one of the two",
+            )
         if self.extrapolation is not None and self.extrapolation.validate and not self.evaluation.validation:
             raise Problem(
                 "extrapolation.validate",

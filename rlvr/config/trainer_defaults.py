@@ -46,6 +46,7 @@ TRAINER_DEFAULTS: dict[str, Any] = {
     "save_strategy": "steps",
     "save_steps": 500,
     "disable_tqdm": True,
+    "ddp_timeout": 1800,  # seconds that processes wait for each other, at the start as well
 }
 
 # What the framework decides itself, and where the recipe says it.
@@ -99,6 +100,7 @@ MINIMUM = {
     "generation_batch_size": 1,
     "num_iterations": 1,
     "max_completion_length": 1,
+    "ddp_timeout": 1,
 }
 
 ALLOWED = {
@@ -167,20 +169,26 @@ def _fits(value: Any, kind: str) -> bool:
 
 
 def _check_groups(trainer: Mapping[str, Any], world_size: int) -> None:
-    """Raises Problem unless a generation batch holds whole groups."""
+    """Raises Problem unless a generation batch holds whole groups, and as many rows for each process."""
     size, steps = trainer.get("generation_batch_size"), trainer.get("steps_per_generation")
     group = trainer["num_generations"]
     if size is not None and steps is not None:
         raise Problem("generation_batch_size", "contradicts steps_per_generation; give only one of the two")
+    per_device = trainer["per_device_train_batch_size"]
+    processes = f" x {world_size} processes" if world_size > 1 else ""
     if size is not None:
         if size % group:
             raise Problem("generation_batch_size", f"{size} is not a multiple of num_generations={group}; make it one")
+        if size % (per_device * world_size):
+            raise Problem(
+                "generation_batch_size",
+                f"{size} is not a multiple of per_device_train_batch_size={per_device}{processes} ="
+                f" {per_device * world_size}; make it one",
+            )
         return
     factor = "steps_per_generation" if steps is not None else "gradient_accumulation_steps"
-    per_device = trainer["per_device_train_batch_size"]
     product = per_device * trainer[factor] * world_size
     if product % group:
-        processes = f" x {world_size} processes" if world_size > 1 else ""
         raise Problem(
             "num_generations",
             f"per_device_train_batch_size={per_device} x {factor}={trainer[factor]}{processes} = {product} is not a "

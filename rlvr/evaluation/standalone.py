@@ -6,7 +6,6 @@ from dataclasses import dataclass
 from typing import Any
 
 import torch
-from accelerate import PartialState
 from accelerate.utils import gather
 from rich.console import Console
 from transformers import PreTrainedModel, PreTrainedTokenizerBase
@@ -22,6 +21,7 @@ from rlvr.frozen import FrozenPass
 from rlvr.model import load_tokenizer
 from rlvr.policy import attach_token_stats
 from rlvr.policy_scorer import PolicyScorer, scorer_offer
+from rlvr.processes import join_processes
 from rlvr.rollout.generating import ModelSampler, mixed_precision
 from rlvr.verification import RewardFunction, takes
 
@@ -38,7 +38,7 @@ class Evaluation:
 
 def load_evaluation(loaded: LoadedRecipe) -> Evaluation:
     """The tokenizer of the recipe's model, its reward functions and its held-out sets. Raises UserError for each."""
-    PartialState(cpu=trainer_arguments(loaded)["use_cpu"])
+    join_processes(trainer_arguments(loaded))
     tokenizer = load_tokenizer(loaded.recipe.model)
     return Evaluation(loaded, tokenizer, load_functions(loaded), load_sets(loaded, tokenizer))
 

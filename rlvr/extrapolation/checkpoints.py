@@ -12,10 +12,11 @@ from rlvr.errors import CheckpointError, UserError
 from rlvr.extrapolation.readers.base import Source, StoredWeights, read_json
 from rlvr.extrapolation.readers.ties import check_engine_names, config_of, named
 from rlvr.extrapolation.view import WeightView
+from rlvr.run_directory import ADAPTER
 
 POLICY = "policy"
 TRAINER_STATE = "trainer_state.json"
-ADAPTER, ADAPTER_BIN = "adapter_config.json", "adapter_model.bin"
+ADAPTER_BIN = "adapter_model.bin"
 ZERO_FOLDERS, ZERO_LATEST = "global_step*", "latest"
 ZERO_FILES = "*_optim_states.pt"
 SHARDED_FOLDER, SHARDED_METADATA = "pytorch_model_fsdp_0", ".metadata"

@@ -4,7 +4,6 @@ import copy
 from collections.abc import Iterator
 from contextlib import contextmanager
 from pathlib import Path
-from textwrap import shorten
 from typing import Any, Literal, NoReturn, cast
 
 import torch
@@ -15,16 +14,16 @@ from torch import Tensor
 from transformers import Cache, DynamicCache, GenerationMixin, PreTrainedModel, PreTrainedTokenizerBase
 from transformers.modeling_outputs import CausalLMOutputWithPast
 
+from rlvr.adapters import with_adapter
 from rlvr.config.schema import ModelConfig
 from rlvr.errors import ExtrapolationError
-from rlvr.extrapolation.checkpoints import ADAPTER, named_base
+from rlvr.extrapolation.checkpoints import named_base
 from rlvr.extrapolation.operations import extrapolate
-from rlvr.model import load_policy, load_tokenizer
+from rlvr.model import is_adapter, load_policy, load_tokenizer
 
 CausalLM = PreTrainedModel | PeftModel
 Switch = BaseTunerLayer | AuxiliaryTrainingWrapper
 LARGEST_ALPHA = 1e6  # so that no logits leave the range of float32
-REASON_CHARACTERS = 300  # PyTorch names every tensor
 
 
 def extrapolated_logits(base: Tensor, tuned: Tensor, alpha: float) -> Tensor:
@@ -141,11 +140,11 @@ def load_extrapolated(
 
     Each is a Hub id, a built-in model, the folder of a saved model, or that of an adapter. A tuned adapter goes onto
     `base`, whatever base it names, and their weights are in memory once; if `base` is an adapter as well, each goes
-    onto the base that it names. Raises UserError for models that are not there or do not load, and ExtrapolationError
-    for adapters that do not fit and tokenizers that give other ids to the same tokens.
+    onto the base that it names. Raises UserError for models that are not there or do not load, CheckpointError for
+    adapters that do not fit, and ExtrapolationError for tokenizers that give other ids to the same tokens.
     """
     _check_alpha(alpha)
-    is_shared = _is_adapter(tuned) and not _is_adapter(base)
+    is_shared = is_adapter(tuned) and not is_adapter(base)
     settings: dict[str, Any] = {
         "dtype": dtype,
         "attn_implementation": attn_implementation,
@@ -154,38 +153,24 @@ def load_extrapolated(
     base_config = ModelConfig(path=_weights_path(base), **settings)
     tokenizer = load_tokenizer(base_config, base)
     if is_shared:
-        return ExtrapolatedLM(None, _with_adapter(load_policy(base_config, base), tuned), alpha), tokenizer
+        return ExtrapolatedLM(None, with_adapter(load_policy(base_config, base), tuned), alpha), tokenizer
     tuned_config = ModelConfig(path=_weights_path(tuned), **settings)
     tuned_tokenizer = load_tokenizer(tuned_config, tuned)
     check_same_tokens(tokenizer, tuned_tokenizer)
     below, above = load_policy(base_config, base), load_policy(tuned_config, tuned)
     return (
         ExtrapolatedLM(
-            _with_adapter(below, base) if _is_adapter(base) else below,
-            _with_adapter(above, tuned) if _is_adapter(tuned) else above,
+            with_adapter(below, base) if is_adapter(base) else below,
+            with_adapter(above, tuned) if is_adapter(tuned) else above,
             alpha,
         ),
         tuned_tokenizer,
     )
 
 
-def _is_adapter(path: str) -> bool:
-    return (Path(path).expanduser() / ADAPTER).is_file()
-
-
 def _weights_path(path: str) -> str:
     """Where the full weights are: of an adapter, those of the base that it names."""
-    return str(named_base(Path(path).expanduser())) if _is_adapter(path) else path
-
-
-def _with_adapter(model: PreTrainedModel, path: str) -> PeftModel:
-    try:
-        return PeftModel.from_pretrained(model, str(Path(path).expanduser()))
-    except (OSError, ValueError, RuntimeError) as error:
-        reason = shorten(str(error), REASON_CHARACTERS)
-        raise ExtrapolationError(
-            f"The adapter {path} does not go onto {model.name_or_path}; give the base that it was trained on: {reason}"
-        ) from error
+    return str(named_base(Path(path).expanduser())) if is_adapter(path) else path
 
 
 def check_same_tokens(

@@ -17,11 +17,13 @@ import time
 import traceback
 from collections.abc import Mapping, Sequence
 from pathlib import Path
+from typing import Any
 
 from tests.conftest import ROOT
 
 TIMEOUT_S = 300.0
 PLAIN = {"PYTHONPATH": str(ROOT), "OMP_NUM_THREADS": "1", "WANDB_MODE": "disabled"}
+LAUNCH_ENVIRONMENT = ROOT / "tests" / "distributed" / "launch_environment.py"
 PROGRAM = "from tests.distributed.forking import serve; serve()"
 
 
@@ -40,37 +42,28 @@ def run_forked(
         common |= {"MASTER_ADDR": "127.0.0.1", "MASTER_PORT": str(20000 + os.getpid() % 20000)}
         common |= {"WORLD_SIZE": str(processes), "LOCAL_WORLD_SIZE": str(processes)}
         environments = [common | {"RANK": str(rank), "LOCAL_RANK": str(rank)} for rank in range(processes)]
-    server = _server()
-    assert server.stdin is not None
-    assert server.stdout is not None
-    request = {"arguments": list(arguments), "cwd": str(cwd), "environments": environments}
-    server.stdin.write(json.dumps(request) + "\n")
-    server.stdin.flush()
-    reply = json.loads(server.stdout.readline())
+    reply = _ask({"arguments": list(arguments), "cwd": str(cwd), "environments": environments})
     return reply["status"], reply["output"]
 
 
 @functools.cache
 def launched_environment(config: Path, options: tuple[str, ...], cwd: Path) -> dict[str, str]:
     """What `accelerate launch` adds to the environment of the processes that it starts."""
-    program = (
-        "import json, os, sys\n"
-        "from accelerate.commands import launch\n"
-        "from accelerate.utils.launch import prepare_deepspeed_cmd_env, prepare_multi_gpu_env\n"
-        "args = launch.launch_command_parser().parse_args(sys.argv[1:])\n"
-        "args, defaults, mixed = launch._validate_launch_command(args)\n"
-        "if args.use_deepspeed:\n"
-        "    names = [*defaults.deepspeed_config, *(['mixed_precision'] if mixed else [])]\n"
-        "    args.deepspeed_fields_from_accelerate_config = ','.join(names)\n"
-        "    environment = prepare_deepspeed_cmd_env(args)[1]\n"
-        "else:\n"
-        "    environment = prepare_multi_gpu_env(args)\n"
-        "print(json.dumps({k: v for k, v in environment.items() if os.environ.get(k) != v}))\n"
-    )
-    command = [sys.executable, "-c", program, "--config_file", str(config), *options, "script"]
-    done = subprocess.run(command, cwd=cwd, env=os.environ | PLAIN, capture_output=True, text=True, check=True)
-    found: dict[str, str] = json.loads(done.stdout.splitlines()[-1])
+    arguments = [str(LAUNCH_ENVIRONMENT), "--config_file", str(config), *options, "script"]
+    reply = _ask({"arguments": arguments, "cwd": str(cwd), "environments": [{}]})
+    assert reply["status"] == 0, reply["output"]
+    found: dict[str, str] = json.loads(reply["output"].splitlines()[-1])
     return found
+
+
+def _ask(request: Mapping[str, object]) -> dict[str, Any]:
+    server = _server()
+    assert server.stdin is not None
+    assert server.stdout is not None
+    server.stdin.write(json.dumps(request) + "\n")
+    server.stdin.flush()
+    reply: dict[str, Any] = json.loads(server.stdout.readline())
+    return reply
 
 
 @functools.cache

@@ -3,7 +3,6 @@
 Engines that shard gradients do not show them; the step of plain SGD, (weights before - weights after) / lr, does.
 """
 
-import importlib.util
 import os
 import sys
 from collections.abc import Mapping
@@ -43,7 +42,7 @@ def model_of(case: str) -> PreTrainedModel:
 
 def prepared_engine() -> dict[str, Any]:
     """Brings the engine to do on CPU ranks what it does on GPUs; the trainer's arguments that this needs."""
-    if importlib.util.find_spec("deepspeed"):
+    if os.environ.get("ACCELERATE_USE_DEEPSPEED") == "true":
         import deepspeed
 
         # It would first compile an all-reduce of its own, for minutes; gloo's serves.

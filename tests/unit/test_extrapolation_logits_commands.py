@@ -16,7 +16,7 @@ from typer.testing import CliRunner, Result
 from rlvr.cli import app
 from rlvr.config import load_recipe
 from rlvr.config.schema import ModelConfig
-from rlvr.errors import ExtrapolationError, UserError
+from rlvr.errors import CheckpointError, ExtrapolationError, UserError
 from rlvr.evaluation.standalone import evaluate_model
 from rlvr.extrapolation.logits import ExtrapolatedLM, load_extrapolated
 from rlvr.extrapolation.logits_running import printable
@@ -73,7 +73,7 @@ def test_refused_when_loaded(tmp_path: Path) -> None:
         load_extrapolated(base, renamed, 1.5)
     larger = save(tmp_path / "larger", tiny_model(0, hidden_size=24))
     adapter = saved_adapter(tmp_path / "adapter", larger, 3)
-    with pytest.raises(ExtrapolationError, match=r"does not go onto .*base; give the base that it was trained on"):
+    with pytest.raises(CheckpointError, match=r"does not go onto .*base; give the base that it was trained on"):
         load_extrapolated(base, adapter, 1.5)
     missing = str(tmp_path / "missing")
     for pair in ((base, missing), (missing, base)):
