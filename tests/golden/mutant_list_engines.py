@@ -13,7 +13,6 @@ _BY_HAND = _IN_CHECK + "test_agreement_by_hand"
 _PHASES = _IN_CHECK + "test_it_runs_before_each_generation_phase_once"
 _PRECISION = _IN_CONTINUOUS + "test_mixed_precision_samples_from_rounded_weights_and_trains_the_exact_ones"
 _ROLLOUTS = _IN_CONTINUOUS + "test_rollouts_end_where_the_policy_ends_them"
-_EVALUATION = _IN_CONTINUOUS + "test_evaluation_samples_by_its_own_temperature_and_leaves_the_trainer"
 _LEFT_OUT = _IN_CHECK + "test_tokens_that_a_recipe_leaves_out_are_no_disagreement"
 _SERVER = _IN_SETTINGS + "test_evaluation_asks_a_server_for_each_prompt"
 
@@ -79,7 +78,7 @@ ENGINE_FAULTS: tuple[tuple[str, str, str, str, str], ...] = (
         "            model.train(was_training)\n",
         "            pass\n",
         "left in evaluation mode",
-        _EVALUATION,
+        _ROLLOUTS,
     ),
     (
         CONTINUOUS,

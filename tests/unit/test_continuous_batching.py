@@ -70,7 +70,9 @@ def test_settings_decide_what_is_drawn_and_reported(settings: dict[str, Any], nu
 
 def test_rollouts_end_where_the_policy_ends_them(make_trainer: MakeTrainer) -> None:
     trainer = make_trainer(**PAGED)
+    trainer.model.train()
     rollouts = trainer.rollout(repeated_rows())
+    assert trainer.model.training
     for ids, truncated in zip(rollouts.completion_ids, rollouts.truncated, strict=True):
         assert truncated == (ids[-1] != 1)
         assert len(ids) == 6 or not truncated
