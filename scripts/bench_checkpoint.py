@@ -93,6 +93,7 @@ def main() -> None:
     parser.add_argument("--rows", type=int, default=64, help="completions per micro-batch")
     parser.add_argument("--accumulation", type=int, default=2)
     parser.add_argument("--output", type=Path)
+    parser.set_defaults(float32=True)
     options = parser.parse_args()
     transformers.logging.set_verbosity_error()
     with tempfile.TemporaryDirectory() as folder:
