@@ -28,6 +28,7 @@ from rlvr.model import is_adapter, load_policy, load_tokenizer
 from rlvr.objectives.regularizers import build_regularizers
 from rlvr.trainer import RLVRTrainer
 from rlvr.verification import RewardFunction, load_reward
+from rlvr.watching.watch import Watch
 
 
 @dataclass(frozen=True)
@@ -100,6 +101,7 @@ def build_trainer(
         regularizers=build_regularizers(loaded.regularizers),
         guidance=_guidance(loaded, parts, record),
         jumps=jumps,
+        watch=Watch(loaded.recipe.watch),
         train_dataset=parts.train_data,
         processing_class=parts.tokenizer,
         callbacks=callbacks,

@@ -15,6 +15,7 @@ from rlvr.config.problems import nearest
 from rlvr.errors import RecipeError, UserError
 from rlvr.extrapolation.commands import extrapolate_app
 from rlvr.extrapolation.linearity_command import linearity
+from rlvr.scaling.command import doctor
 
 app = typer.Typer(
     no_args_is_help=True, add_completion=False, pretty_exceptions_enable=False, help="RLVR post-training."
@@ -27,6 +28,7 @@ hints_app = typer.Typer(no_args_is_help=True, help="Write hints ahead of trainin
 app.add_typer(hints_app, name="hints")
 app.add_typer(extrapolate_app, name="extrapolate")
 app.command("linearity")(linearity)
+app.command("doctor")(doctor)
 
 RecipeArgument = Annotated[Path, typer.Argument(help="a recipe file, such as recipes/quickstart.yaml")]
 OverridesArgument = Annotated[list[str] | None, typer.Argument(help="key=value, such as trainer.max_steps=100")]
@@ -40,6 +42,9 @@ def train(
     recipe: RecipeArgument,
     overrides: OverridesArgument = None,
     resume: Annotated[bool, typer.Option("--resume", help="go on with the run in its output directory")] = False,
+    other_versions: Annotated[
+        bool, typer.Option("--other-versions", help="resume although torch, TRL or another package has changed")
+    ] = False,
     dry_run: Annotated[bool, typer.Option("--dry-run", help="print the resolved recipe and stop")] = False,
 ) -> None:
     """Train a policy as the recipe says."""
@@ -50,7 +55,7 @@ def train(
             return
         from rlvr.run import run_recipe
 
-        run_recipe(loaded, resume)
+        run_recipe(loaded, resume, other_versions)
 
 
 @recipes_app.command()
@@ -94,10 +99,11 @@ def explain(preset: Annotated[str, typer.Argument(help="a preset, such as dapo, 
 
 
 def _recipe_files(path: Path) -> list[Path]:
-    """The recipes at or below a path; `accelerate/` holds launch configurations, which are not recipes."""
+    """The recipes at or below a path; `accelerate/` and `cluster/` say how to launch one and hold none."""
     if not path.is_dir():
         return [path]
-    return sorted(file for file in path.rglob("*.yaml") if "accelerate" not in file.parts)
+    launching = {"accelerate", "cluster"}
+    return sorted(f for f in path.rglob("*.yaml") if launching.isdisjoint((path.name, *f.relative_to(path).parts)))
 
 
 @rewards_app.command("list")
@@ -169,15 +175,6 @@ def make(
         from rlvr.hinting import write_hints_of
 
         write_hints_of(recipe, overrides or [], output, levels)
-
-
-@app.command()
-def doctor() -> None:
-    """Show versions, devices, and what each extra would enable."""
-    from rlvr.doctor import diagnose
-
-    if not diagnose(Console()):
-        raise typer.Exit(1)
 
 
 if __name__ == "__main__":

@@ -30,6 +30,10 @@ class ExtrapolationError(UserError):
     """Checkpoints that do not fit together, a setting of an operation on them, or an output that cannot be written."""
 
 
+class EvaluationError(UserError):
+    """Samples that cannot be read, added to or compared, or that are too few for what is asked of them."""
+
+
 class RunAborted(UserError):
     """The run stopped itself because going on would waste compute; what was saved stays."""
 

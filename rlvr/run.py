@@ -8,7 +8,7 @@ from typing import Any
 
 import torch
 from accelerate import PartialState
-from accelerate.utils import reduce
+from accelerate.utils import gather
 from rich.console import Console
 from transformers import (
     TrainerCallback,
@@ -20,6 +20,8 @@ from transformers.utils.logging import disable_progress_bar
 
 from rlvr import run_directory
 from rlvr.building import HintRecord, build_trainer, load_parts, trainer_arguments
+from rlvr.checkpointing import folders
+from rlvr.checkpointing.retention import Retention
 from rlvr.config import LoadedRecipe
 from rlvr.config.extrapolation import ExtrapolationConfig
 from rlvr.errors import RunAborted, UserError
@@ -29,6 +31,8 @@ from rlvr.extrapolation.periodic import PeriodicJumps
 from rlvr.processes import join_processes
 from rlvr.reporting.console import ProgressCallback, comparison_table
 from rlvr.reporting.recorder import RecorderCallback, draw_learning_curve, read_metrics
+from rlvr.rollout.engine_check import EngineCheck
+from rlvr.watching.running import watched
 
 
 class Interrupted(RunAborted):
@@ -37,19 +41,30 @@ class Interrupted(RunAborted):
     exit_code = 130
 
 
+class Preempted(RunAborted):
+    """SIGTERM: the run saved a checkpoint, and a scheduler that starts the same command with --resume goes on."""
+
+    exit_code = 75  # EX_TEMPFAIL of sysexits.h: try again later
+
+
 # accelerate calls the CPU of a rank "cpu:0" or "cpu:1"; torch.load, which resuming goes through, knows only "cpu".
 torch.serialization.register_package(
     5, lambda storage: None, lambda storage, location: storage if location.startswith("cpu:") else None
 )
 
 
-def run_recipe(loaded: LoadedRecipe, resume: bool) -> Path:
-    """Trains and evaluates; returns the folder of the saved policy."""
+def run_recipe(loaded: LoadedRecipe, resume: bool, other_versions: bool = False) -> Path:
+    """Trains and evaluates; returns the folder of the saved policy.
+
+    With `resume` it goes on from the newest whole checkpoint, or begins if there is none; with `other_versions` also
+    from one that was written with other versions of what it runs on.
+    """
     run_directory.claim(loaded, resume)
     _prepare_trackers(loaded)
     state = join_processes(trainer_arguments(loaded))
     disable_progress_bar()  # transformers draws one per weight file, across our own
     console = Console(quiet=not state.is_main_process)
+    checkpoint = _newest_whole(loaded.output_dir, state, console) if resume else None
     parts = load_parts(loaded, console)
     sets = load_sets(loaded, parts.tokenizer)
     evaluation = EvaluationCallback(
@@ -59,25 +74,44 @@ def run_recipe(loaded: LoadedRecipe, resume: bool) -> Path:
     interrupt = InterruptCallback(console)
     hints = HintRecord(loaded.output_dir / "hints.jsonl", state.is_main_process)
     jumps = periodic_jumps(loaded.recipe.extrapolation, evaluation, console)
-    trainer = build_trainer(loaded, parts, [evaluation, ProgressCallback(console), recorder, interrupt], hints, jumps)
-    evaluation.sample, evaluation.offers = trainer.sample, trainer.offers
+    engine = EngineCheck(loaded.recipe.rollout, console)  # first: an engine that is wrong spoils evaluations too
+    callbacks = [engine, evaluation, ProgressCallback(console), recorder, interrupt]
+    trainer = build_trainer(loaded, parts, callbacks, hints, jumps)
+    engine.host = trainer.engine_host()
+    evaluation.sample, evaluation.offers, evaluation.record = trainer.sample, trainer.offers, trainer.record
     recorder.latest_completions = lambda: trainer.latest_completions
-    if state.is_main_process and not resume:
+    trainer.retain = Retention(loaded.recipe.checkpoints, loaded.output_dir)
+    if checkpoint is not None:
+        kind = trainer.accelerator.distributed_type.value
+        run_directory.check_same_setting(checkpoint, state.num_processes, kind, other_versions)
+    if state.is_main_process and resume:
+        run_directory.rewind(loaded.output_dir, folders.step_of(checkpoint) if checkpoint else 0)
+    elif state.is_main_process:
         run_directory.record_start(loaded, state.num_processes)
     state.wait_for_everyone()
-    checkpoint = run_directory.newest_checkpoint(loaded.output_dir) if resume else None
-    trainer.train(resume_from_checkpoint=str(checkpoint) if checkpoint else None)
-    if interrupt.requested:
-        newest = run_directory.newest_checkpoint(loaded.output_dir)
-        # The recipe in the run directory holds the overrides of this command as well.
-        recipe = loaded.output_dir / "recipe.yaml"
-        raise Interrupted(f"Interrupted; saved {newest}. Go on with: rlvr train {recipe} --resume")
-    policy_dir = loaded.output_dir / "policy"
-    trainer.save_model(str(policy_dir))
-    if state.is_main_process:
-        _conclude(loaded, policy_dir, console)
-    state.wait_for_everyone()
+    with watched(loaded.recipe.watch, loaded.output_dir, trainer.watch.progress):
+        trainer.train(resume_from_checkpoint=str(checkpoint) if checkpoint else None)
+        if interrupt.signal is not None:
+            state.wait_for_everyone()  # a launcher ends the other processes as soon as one has ended
+            raise interrupt.error(loaded.output_dir)
+        policy_dir = loaded.output_dir / "policy"
+        trainer.save_model(str(policy_dir))
+        if state.is_main_process:
+            _conclude(loaded, policy_dir, console)
+        state.wait_for_everyone()
     return policy_dir
+
+
+def _newest_whole(run_dir: Path, state: PartialState, console: Console) -> Path | None:
+    """The checkpoint to go on from; None where none is whole."""
+    if state.is_main_process:
+        folders.remove_leftovers(run_dir)
+    state.wait_for_everyone()
+    found = folders.find_newest(run_dir)
+    for sentence in found.skipped:
+        console.print(sentence)
+    console.print(f"going on from {found.newest}" if found.newest else "no checkpoint is whole: beginning anew")
+    return found.newest
 
 
 def periodic_jumps(
@@ -97,6 +131,8 @@ def _prepare_trackers(loaded: LoadedRecipe) -> None:
     os.environ.setdefault("WANDB_PROJECT", loaded.recipe.report.project)
     os.environ.setdefault("WANDB_DIR", str(loaded.output_dir))
     os.environ.setdefault("WANDB_SILENT", "true")
+    os.environ.setdefault("WANDB_RUN_ID", run_directory.tracker_id(loaded.output_dir))
+    os.environ.setdefault("WANDB_RESUME", "allow")
     netrc = Path("~/.netrc").expanduser()
     has_key = "WANDB_API_KEY" in os.environ or (netrc.exists() and "api.wandb.ai" in netrc.read_text())
     if not has_key:
@@ -122,7 +158,8 @@ class InterruptCallback(TrainerCallback):
     """
 
     def __init__(self, console: Console) -> None:
-        self.console, self.requested = console, False
+        self.console = console
+        self.signal: int | None = None  # the one that ends the run
 
     def on_train_begin(
         self, args: TrainingArguments, state: TrainerState, control: TrainerControl, **kwargs: Any
@@ -130,19 +167,29 @@ class InterruptCallback(TrainerCallback):
         self.previous = {number: signal.signal(number, self._request) for number in (signal.SIGINT, signal.SIGTERM)}
 
     def _request(self, number: int, frame: Any) -> None:
-        if not self.requested:
-            self.console.print("Interrupted: saving a checkpoint after this step (Ctrl-C again to stop at once).")
-        self.requested = True
+        if self.signal is None:
+            again = " (Ctrl-C again to stop at once)" if number == signal.SIGINT else ""
+            self.console.print(f"Interrupted: saving a checkpoint after this step{again}.")
+            self.signal = number
         if number == signal.SIGINT:
             signal.signal(signal.SIGINT, self.previous[signal.SIGINT])
 
     def on_step_end(self, args: TrainingArguments, state: TrainerState, control: TrainerControl, **kwargs: Any) -> None:
         process = PartialState()
         if process.num_processes > 1:
-            flag = torch.tensor([float(self.requested)], device=process.device)
-            self.requested = reduce(flag, reduction="sum").item() > 0
-        if self.requested:
+            number = torch.tensor([self.signal or 0], device=process.device)
+            self.signal = int(gather(number).max()) or None  # SIGTERM where ranks were sent different ones
+        if self.signal is not None:
             control.should_save = control.should_training_stop = True
+
+    def error(self, run_dir: Path) -> RunAborted:
+        """What the run ends with, once it has saved."""
+        newest = folders.find_newest(run_dir).newest
+        # The recipe in the run directory holds the overrides of this command as well.
+        advice = f"Go on with: rlvr train {run_dir / 'recipe.yaml'} --resume"
+        if self.signal == signal.SIGTERM:
+            return Preempted(f"Stopped by SIGTERM; saved {newest}. {advice}")
+        return Interrupted(f"Interrupted; saved {newest}. {advice}")
 
     def on_train_end(
         self, args: TrainingArguments, state: TrainerState, control: TrainerControl, **kwargs: Any

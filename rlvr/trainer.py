@@ -1,17 +1,16 @@
-"""The training step on TRL's trainer. This is the only file that touches TRL's private methods.
+"""The training step on TRL's trainer.
 
 TRL keeps loading, engines, data loading, checkpoints and logging; the step itself is ours:
 
     rollout -> verify -> guide -> advantage -> loss
+
+Three files touch TRL's private methods: this one, `sampling_trainer.py` and, for checkpoints, `resumable.py`.
 """
 
-import time
-from collections import defaultdict
-from collections.abc import Callable, Iterator, Mapping, Sequence
-from contextlib import contextmanager, nullcontext
+from collections.abc import Callable, Sequence
+from contextlib import nullcontext
 from dataclasses import replace
 from functools import partial
-from pathlib import Path
 from typing import Any
 
 import torch
@@ -19,8 +18,7 @@ from datasets import Dataset
 from peft import PeftConfig, PeftModel
 from torch import Tensor
 from transformers import PreTrainedModel, PreTrainedTokenizerBase, TrainerCallback
-from transformers.trainer_utils import PREFIX_CHECKPOINT_DIR
-from trl import GRPOConfig, GRPOTrainer
+from trl import GRPOConfig
 
 from rlvr.advantages import step_advantages
 from rlvr.batching import (
@@ -47,21 +45,20 @@ from rlvr.objectives.regularizers import Regularizer, all_needs
 from rlvr.objectives.regularizers.step import prepare_step, step_tokens
 from rlvr.objectives.reward_kl import reward_penalties
 from rlvr.ops.support import SupportLogprobs
-from rlvr.plugins import load_plugins, save_plugins
+from rlvr.plugins import Stateful
 from rlvr.policy import attach_token_stats, read_completions
 from rlvr.policy_scorer import PolicyScorer, scorer_offer
 from rlvr.reporting.completions import completions_table
 from rlvr.reporting.metrics import majority_rate, mean_shares
 from rlvr.reporting.step_sums import StepSums
-from rlvr.rollout import make_rollouts
-from rlvr.rollout.spread import Sampled, entries
-from rlvr.rollout.temperature import sampling_at
+from rlvr.sampling_trainer import SamplingTrainer
 from rlvr.seeds import derived_seed
 from rlvr.types import Microbatch, Rollouts, ScoredRollouts, TrainRow
-from rlvr.verification import RewardFunction, Verdicts, check_unscorable, verify
+from rlvr.verification import Judge, RewardFunction, Verdicts, check_unscorable, limits_of, shared_judge, verify
+from rlvr.watching.watch import Watch
 
 
-class RLVRTrainer(GRPOTrainer):
+class RLVRTrainer(SamplingTrainer):
     """GRPO-style policy optimisation with verifiable rewards.
 
     `args` sets sizes, sampling and optimisation; `algorithm` the objective; `rewards` what is optimised and which of
@@ -79,29 +76,22 @@ class RLVRTrainer(GRPOTrainer):
         regularizers: Sequence[Regularizer] = (),
         guidance: Callable[[Tools], Guide] | None = None,
         jumps: PeriodicJumps | None = None,
+        watch: Watch | None = None,
         peft_config: PeftConfig | None = None,
         train_dataset: Dataset,
         processing_class: PreTrainedTokenizerBase,
         callbacks: list[TrainerCallback] | None = None,
     ) -> None:
-        if args.steps_per_generation % args.gradient_accumulation_steps:
-            raise RecipeError(
-                f"trainer.steps_per_generation={args.steps_per_generation} must be a multiple of "
-                f"trainer.gradient_accumulation_steps={args.gradient_accumulation_steps}: the loss is normalised over"
-                " the whole optimiser step, which must come from one generation."
-            )
-        if args.beta != algorithm.kl_coef:
-            raise RecipeError(
-                f"args.beta={args.beta} must equal algorithm.kl_coef={algorithm.kl_coef}: by it TRL decides whether to"
-                " load the reference model."
-            )
+        _check_arguments(args, algorithm)
+        self.watch = watch or Watch()
         super().__init__(
             model=model,
             reward_funcs=[_rewards_of_trl],
             args=args,
             train_dataset=train_dataset,
             processing_class=processing_class,
-            callbacks=callbacks,
+            # Jumps come first, so that a step is evaluated and saved as it is after its jump.
+            callbacks=[*([jumps] if jumps is not None else []), *(callbacks or []), self.watch],
             peft_config=peft_config,
         )
         attach_token_stats(self._base(self.model))
@@ -123,13 +113,12 @@ class RLVRTrainer(GRPOTrainer):
         self.scorer = PolicyScorer(lambda: self.model, self._tokenizer, self._frozen, self.chat_template_kwargs)
         self.offers = scorer_offer(self.reward_functions, self.scorer)
         self.guidance = None if guidance is None else guidance(self._tools())
-        others = {"group_filter": self.group_filter, "guidance": self.guidance}
-        self._plugins: dict[str, Any] = {each.name: each for each in self.regularizers}
+        others = {"group_filter": self.group_filter, "guidance": self.guidance, "watch": self.watch.stateful}
+        self._plugins: dict[str, Stateful] = {each.name: each for each in self.regularizers}
         self._plugins |= {name: each for name, each in others.items() if each is not None}
         self.jumps = jumps
         if jumps is not None:
-            jumps.attach(Host(self.accelerator, self._record, self._forget_rollouts), self.model)
-            self.add_callback(jumps)
+            jumps.attach(Host(self.accelerator, self.record, self._forget_rollouts), self.model)
 
     # ---- the step ---------------------------------------------------------------------------------------------------
 
@@ -138,28 +127,11 @@ class RLVRTrainer(GRPOTrainer):
         advantages = self.advantages(scored, self.reward_penalties(scored.rollouts))
         return self.microbatches(scored.rollouts, advantages)
 
-    def rollout(self, rows: Sequence[Mapping[str, Any]]) -> Rollouts:
-        """Samples one completion per row with TRL's engine."""
-        with self._timed("rollout"):
-            generated = self._generate([row["prompt"] for row in rows])
-        prompt_ids, completion_ids, tool_masks, completions, sampling_logprobs = generated[:5]
-        metrics = self._metrics["train" if self.model.training else "eval"]
-        metrics["completions/truncated_frac"] += metrics.pop("completions/clipped_ratio")
-        return make_rollouts(
-            rows,
-            prompt_ids,
-            completion_ids,
-            completions,
-            generated_masks=tool_masks,
-            sampling_logprobs=sampling_logprobs,
-            end_token_ids=self.eos_token_ids,
-        )
-
     def verify(self, rollouts: Rollouts) -> ScoredRollouts:
         """Every reward of every completion, and the verifier's outcome."""
         with self._timed("verify"):
             verdicts = self._verdicts(rollouts)
-        self._record(mean_shares(self.accelerator, verdicts))
+        self.record(mean_shares(self.accelerator, verdicts))
         return ScoredRollouts(rollouts, verdicts)
 
     def _verdicts(self, rollouts: Rollouts) -> Verdicts:
@@ -184,7 +156,7 @@ class RLVRTrainer(GRPOTrainer):
             return scored
         with self._timed("guide"):
             guided = self.guidance(scored, self.state.global_step)
-        self._record(guided.metrics)
+        self.record(guided.metrics)
         return guided.scored
 
     def reward_penalties(self, rollouts: Rollouts) -> list[Tensor]:
@@ -204,12 +176,12 @@ class RLVRTrainer(GRPOTrainer):
         """Advantages of this rank's completions, or [T] of their tokens; statistics are of all ranks."""
         result = step_advantages(scored, penalties, self.algorithm, self.accelerator, self.group_filter)
         check_unscorable(result.metrics["outcome/unscorable_frac"], self.rewards_config)
-        self._record(result.metrics)
+        self.record(result.metrics)
         self.latest_completions = gather_table(completions_table(scored, result.of_completions))
         unhelped = self.latest_completions
         if scored.plain is not None:
             unhelped = gather_table(completions_table(scored.plain, result.of_completions))
-        self._record({"outcome/maj_at_n": majority_rate(unhelped)})
+        self.record({"outcome/maj_at_n": majority_rate(unhelped)})
         return result.of_tokens or result.of_completions
 
     def microbatches(self, rollouts: Rollouts, advantages: Sequence[float | Tensor]) -> list[Microbatch]:
@@ -247,6 +219,7 @@ class RLVRTrainer(GRPOTrainer):
             step=self.state.global_step,
             support=None if read.scores is None else SupportLogprobs(read.scores, proxy),
         )
+        self.watch.see(inputs, read.stats, step_loss.metrics)
         self._step_sums.add(step_loss.metrics)
         if self.accelerator.sync_gradients:
             self._finish_step()
@@ -257,7 +230,7 @@ class RLVRTrainer(GRPOTrainer):
 
     def _prepare_inputs(self, generation_batch: list[dict[str, Any]]) -> Microbatch:
         generate_every = self.args.steps_per_generation * self.num_iterations
-        if self._buffered_inputs is None or self._step % generate_every == 0:
+        if self._is_sampling_due():
             self._buffered_inputs = self._generate_and_score_completions(generation_batch)
             if self.needs.step is not None and self.state.global_step == 0:
                 sampled = [batch.sampled for batch in self._buffered_inputs]
@@ -278,37 +251,15 @@ class RLVRTrainer(GRPOTrainer):
             currents = [self._frozen.of_batch(self.model, batch, self.needs.step) for batch in batches]
         tokens = self._step_tokens(batches, currents, step=self.state.global_step)
         self._buffered_inputs[window], metrics = prepare_step(batches, self.regularizers, tokens)
-        self._record(metrics)
+        self.record(metrics)
 
-    def _save_checkpoint(self, model: torch.nn.Module, trial: Any) -> None:
-        super()._save_checkpoint(model, trial)
-        if self.args.should_save:
-            folder = Path(self._get_output_dir(trial=trial)) / f"{PREFIX_CHECKPOINT_DIR}-{self.state.global_step}"
-            save_plugins(folder, self._plugins)
+    @property
+    def plugins(self) -> dict[str, Stateful]:
+        return self._plugins
 
-    def _load_optimizer_and_scheduler(self, checkpoint: str | None) -> None:
-        super()._load_optimizer_and_scheduler(checkpoint)
-        if checkpoint is not None:
-            load_plugins(Path(checkpoint), self._plugins)
-            if self.jumps is not None:
-                self.jumps.resume_from(Path(checkpoint))
-
-    def _forget_rollouts(self) -> None:
-        """After the weights were replaced: the next step samples anew, from an engine that is given them."""
-        self._buffered_inputs = None
-        self._last_loaded_step = -1  # by which TRL knows what weights vLLM has
-
-    # ---- sampling for evaluation ------------------------------------------------------------------------------------
-
-    def sample(self, rows: Sequence[Mapping[str, Any]], *, temperature: float) -> Rollouts:
-        """Samples one completion per row without touching the training state; temperature 0 is greedy."""
-        was_training = self.model.training
-        self.model.eval()
-        with sampling_at(self, temperature):
-            rollouts = self.rollout(rows)
-        self._metrics["eval"].clear()
-        self.model.train(was_training)
-        return rollouts
+    @property
+    def judge(self) -> Judge:
+        return shared_judge(self.rewards_config.workers, limits_of(self.rewards_config))
 
     def _tools(self) -> Tools:
         return Tools(
@@ -319,15 +270,6 @@ class RLVRTrainer(GRPOTrainer):
             encode=partial(encoded, self._tokenizer, self.max_completion_length),
             scorer=self.scorer,
         )
-
-    def _sample_apart(self, prompts: Sequence[Any]) -> list[Sampled]:
-        """One completion per prompt, which belong to no group; leaves the metrics of the step's rollouts alone."""
-        kept = self._metrics["train"], self.num_generations
-        self._metrics["train"], self.num_generations = defaultdict(list), 1
-        try:
-            return entries(self.rollout([{"prompt": prompt, "prompt_id": 0} for prompt in prompts]))
-        finally:
-            self._metrics["train"], self.num_generations = kept
 
     # ---- helpers ----------------------------------------------------------------------------------------------------
 
@@ -364,7 +306,7 @@ class RLVRTrainer(GRPOTrainer):
             quantile=self.guidance.config.shaping_quantile,
             device=self.accelerator.device,
         )
-        self._record(shaped.metrics)
+        self.record(shaped.metrics)
         return shaped.rows
 
     def _ref_logprobs(self, rows: Sequence[TrainRow]) -> list[Tensor]:
@@ -372,27 +314,35 @@ class RLVRTrainer(GRPOTrainer):
         with nullcontext() if self.ref_model else self.accelerator.unwrap_model(model).disable_adapter():
             return self._frozen.logprobs(model, rows)
 
+    def _get_grad_norm(self, model: torch.nn.Module, grad_norm: Any = None) -> Any:
+        norm = super()._get_grad_norm(model, grad_norm)
+        self.record(self.watch.check_gradient(norm))
+        return norm
+
     def _finish_step(self) -> None:
         metrics = finish_metrics(self._step_sums.flush(self.accelerator))
-        for each in self.regularizers:
+        for each in self.regularizers if self.watch.check_loss(metrics) else ():
             if f"loss/{each.name}" in metrics:
                 metrics[f"coef/{each.name}"] = each.coef_at(self.state.global_step)
             each.finish(metrics)
-        self._record(metrics)
-
-    def _record(self, metrics: Mapping[str, float]) -> None:
-        for name, value in metrics.items():
-            self._metrics["train"][name].append(value)
-
-    @contextmanager
-    def _timed(self, stage: str) -> Iterator[None]:
-        started = time.perf_counter()
-        yield
-        self._metrics["train" if self.model.training else "eval"][f"time/{stage}_s"].append(
-            time.perf_counter() - started
-        )
+        self.record(metrics)
 
 
 def _rewards_of_trl(**_: Any) -> list[float]:
     """TRL insists on a reward; ours are called by the verify stage, so this one must never be."""
     raise RuntimeError("TRL scored completions by itself: its step runs in place of RLVRTrainer's.")
+
+
+def _check_arguments(args: GRPOConfig, algorithm: Algorithm) -> None:
+    """Raises RecipeError where the arguments contradict the step or the algorithm."""
+    if args.steps_per_generation % args.gradient_accumulation_steps:
+        raise RecipeError(
+            f"trainer.steps_per_generation={args.steps_per_generation} must be a multiple of "
+            f"trainer.gradient_accumulation_steps={args.gradient_accumulation_steps}: the loss is normalised over"
+            " the whole optimiser step, which must come from one generation."
+        )
+    if args.beta != algorithm.kl_coef:
+        raise RecipeError(
+            f"args.beta={args.beta} must equal algorithm.kl_coef={algorithm.kl_coef}: by it TRL decides whether to"
+            " load the reference model."
+        )

@@ -55,7 +55,7 @@ def arguments(folder: str, steps: int, options: argparse.Namespace) -> GRPOConfi
         epsilon=0.2,
         epsilon_high=0.28,
         beta=0.0,
-        bf16=torch.cuda.is_available(),
+        bf16=torch.cuda.is_available() and not options.float32,
         gradient_checkpointing=False,
         remove_unused_columns=False,
         report_to=[],
@@ -108,6 +108,7 @@ def main() -> None:
     parser.add_argument("--steps", type=int, default=3)
     parser.add_argument("--rows", type=int, default=64, help="completions per micro-batch")
     parser.add_argument("--accumulation", type=int, default=4)
+    parser.add_argument("--float32", action="store_true", help="on a GPU too, where it is else bf16")
     parser.add_argument("--output", type=Path)
     options = parser.parse_args()
 
@@ -130,6 +131,7 @@ def main() -> None:
         "machine": f"{platform.machine()}, {device}",
         "versions": {"torch": torch.__version__, "trl": trl.__version__, "transformers": transformers.__version__},
         "model": options.model,
+        "precision": "bf16" if torch.cuda.is_available() and not options.float32 else "float32",
         "completions_per_step": options.rows * options.accumulation,
         "rounds": options.rounds,
         "steps_per_round": options.steps,

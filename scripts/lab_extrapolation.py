@@ -30,8 +30,8 @@ from transformers import PreTrainedModel
 
 from rlvr.config import load_recipe
 from rlvr.config.schema import ModelConfig
-from rlvr.evaluation.estimators import bootstrap_interval, pass_at_k
-from rlvr.evaluation.evaluate import NUM_RESAMPLES, Estimate, PromptRecord
+from rlvr.evaluation.estimators import NUM_RESAMPLES, Estimate, bootstrap_interval, pass_at_k
+from rlvr.evaluation.records import PromptRecord
 from rlvr.evaluation.sets import SetKind
 from rlvr.evaluation.standalone import Evaluation, evaluate_records, load_evaluation
 from rlvr.extrapolation.logits import load_extrapolated

@@ -1,7 +1,8 @@
 """A policy, a tokenizer and trainers small enough for every test, built in memory."""
 
+import gc
 import os
-from collections.abc import Callable
+from collections.abc import Callable, Iterator
 from pathlib import Path
 from typing import Any
 
@@ -23,6 +24,7 @@ from rlvr.guidance.tools import Guide, Tools
 from rlvr.objectives.regularizers import build_regularizers
 from rlvr.trainer import RLVRTrainer
 from rlvr.verification import RewardFunction
+from rlvr.watching.watch import Watch
 
 ROOT = Path(__file__).resolve().parents[1]
 WORDS = ["<pad>", "<eos>", "<unk>", *"abcdefghijklm"]
@@ -109,6 +111,14 @@ def trainer_arguments(output_dir: Path, **changes: Any) -> GRPOConfig:
     return GRPOConfig(**(values | changes))
 
 
+@pytest.fixture
+def frozen_heap() -> Iterator[None]:
+    """Continuous batching collects garbage twice a call: 0.2 s each, all imported modules included."""
+    gc.freeze()
+    yield
+    gc.unfreeze()
+
+
 MakeTrainer = Callable[..., RLVRTrainer]
 
 
@@ -123,6 +133,7 @@ def make_trainer(tmp_path: Path) -> MakeTrainer:
         regularizers: dict[str, Any] | None = None,
         guidance: Callable[[Tools], Guide] | None = None,
         jumps: PeriodicJumps | None = None,
+        watch: Watch | None = None,
         **changes: Any,
     ) -> RLVRTrainer:
         assert preset in PRESETS
@@ -135,6 +146,7 @@ def make_trainer(tmp_path: Path) -> MakeTrainer:
             regularizers=build_regularizers(RegularizersConfig.model_validate(regularizers or {})),
             guidance=guidance,
             jumps=jumps,
+            watch=watch,
             train_dataset=dataset or letter_dataset(),
             processing_class=tiny_tokenizer(),
         )

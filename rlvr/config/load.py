@@ -3,7 +3,8 @@
 import difflib
 import os
 import re
-from collections.abc import Sequence
+from collections.abc import Iterator, Sequence
+from contextlib import contextmanager
 from copy import copy
 from dataclasses import asdict, dataclass
 from pathlib import Path
@@ -12,13 +13,16 @@ from typing import Any
 import yaml
 from pydantic import ValidationError
 
+from rlvr.config.checkpoints import check_saves
 from rlvr.config.extrapolation import check_trainer
 from rlvr.config.presets import PRESETS, Algorithm
 from rlvr.config.problems import Problem, dotted, first_problem, model_at, shown
 from rlvr.config.regularizers import RegularizersConfig
+from rlvr.config.rollout import check_engine_settings
 from rlvr.config.schema import SHORTHANDS, Recipe
 from rlvr.config.section import Section
 from rlvr.config.trainer_defaults import merged_trainer
+from rlvr.config.watch import check_skipping
 from rlvr.errors import RecipeError
 
 LOCAL_SUFFIXES = (".json", ".jsonl", ".parquet", ".csv")
@@ -100,16 +104,26 @@ def _anchored(file: str, base_dir: Path) -> str:
 
 
 def _trainer(recipe: Recipe, path: Path) -> dict[str, Any]:
-    try:
+    with _below("trainer"):
         trainer = merged_trainer(recipe.trainer, default_output_dir=f"runs/{path.stem}")
-    except Problem as problem:
-        raise Problem(dotted("trainer", problem.key), problem.text) from problem
+        check_engine_settings(trainer)
+    with _below("checkpoints"):
+        check_saves(recipe.checkpoints, recipe.evaluation.every, trainer)
     if recipe.extrapolation is not None:
-        try:
+        with _below("extrapolation"):
             check_trainer(recipe.extrapolation, trainer, int(os.environ.get("WORLD_SIZE", "1")))
-        except Problem as problem:
-            raise Problem(dotted("extrapolation", problem.key), problem.text) from problem
+    with _below("watch"):
+        check_skipping(recipe.watch, trainer)
     return trainer
+
+
+@contextmanager
+def _below(section: str) -> Iterator[None]:
+    """Puts the section before the key of a Problem."""
+    try:
+        yield
+    except Problem as problem:
+        raise Problem(dotted(section, problem.key), problem.text) from problem
 
 
 def _regularizers(recipe: Recipe) -> RegularizersConfig:

@@ -10,6 +10,7 @@ from typing import Any, Literal, Self
 
 from pydantic import Field, field_validator, model_validator
 
+from rlvr.config.checkpoints import CheckpointsConfig
 from rlvr.config.extrapolation import ExtrapolationConfig
 from rlvr.config.guidance import GuidanceConfig
 from rlvr.config.lora import LoRAConfig, Quantization, check_lora
@@ -28,8 +29,10 @@ from rlvr.config.presets import (
 )
 from rlvr.config.problems import Problem, dotted, nearest
 from rlvr.config.regularizers import RegularizersConfig
+from rlvr.config.rollout import PAGED, RolloutConfig
 from rlvr.config.schedules import Bounds, Weight
 from rlvr.config.section import Section
+from rlvr.config.watch import WatchConfig
 
 
 class ModelConfig(Section):
@@ -206,6 +209,7 @@ class EvaluationConfig(Section):
     k: list[int] = Field(default=[1, 8])  # of pass@k
     greedy: bool = True
     batch_size: int = Field(default=64, ge=1)  # completions per generate call and process
+    every: int | None = Field(default=None, ge=1)  # optimiser steps between evaluations during training; none: no such
     seed: int = 0
 
     @model_validator(mode="after")
@@ -256,8 +260,11 @@ class Recipe(Section):
     guidance: GuidanceConfig | None = None
     extrapolation: ExtrapolationConfig | None = None
     trainer: dict[str, Any] = Field(default={})
+    checkpoints: CheckpointsConfig = CheckpointsConfig()
+    rollout: RolloutConfig = RolloutConfig()
     evaluation: EvaluationConfig = EvaluationConfig()
     report: ReportConfig = ReportConfig()
+    watch: WatchConfig = WatchConfig()
 
     @model_validator(mode="after")
     def _check_mismatch(self) -> Self:
@@ -265,11 +272,11 @@ class Recipe(Section):
         rule = self.algorithm.resolved().mismatch
         if rule == "none":
             return self
-        if not self.trainer.get("use_vllm", False):
+        if not self.trainer.get("use_vllm", False) and not self.trainer.get(PAGED, False):
             raise Problem(
                 "algorithm.mismatch",
-                f"{rule!r} needs log-probabilities of the engine, which only vLLM reports;"
-                " set trainer.use_vllm to true or algorithm.mismatch to 'none'",
+                f"{rule!r} needs log-probabilities of the engine, which generate does not report; set trainer.use_vllm"
+                f" or trainer.{PAGED} to true, or algorithm.mismatch to 'none'",
             )
         for name, neutral in FULL_VOCABULARY.items():
             value = self.trainer.get(name, neutral)
@@ -279,6 +286,23 @@ class Recipe(Section):
                     f"{rule!r} is biased under trainer.{name}={value}: the engine reports probabilities of the kept"
                     f" tokens only; set trainer.{name} to {neutral} or algorithm.mismatch to 'none'",
                 )
+        return self
+
+    @model_validator(mode="after")
+    def _check_keep_best(self) -> Self:
+        if self.checkpoints.keep_best is None:
+            return self
+        evaluation, metric = self.evaluation, self.checkpoints.best_by
+        if not evaluation.validation or evaluation.every is None:
+            raise Problem(
+                "checkpoints.keep_best",
+                "needs held-out prompts by which checkpoints are compared; give evaluation.validation some, and"
+                " evaluation.every the steps between comparisons",
+            )
+        metrics = [f"pass@{k}" for k in evaluation.k] + ["greedy"] * evaluation.greedy
+        if metric not in metrics:
+            advice = nearest(metric, metrics, f"it measures {', '.join(metrics)}")
+            raise Problem("checkpoints.best_by", f"{metric!r} is not measured by the evaluation; {advice}")
         return self
 
     @model_validator(mode="after")

@@ -73,6 +73,14 @@ OWNED = {
     "mask_truncated_completions": "it is not supported",
     "off_policy_mask_threshold": "it is not supported",
     "use_liger_kernel": "it is not supported",
+    "save_total_limit": "use checkpoints.keep_last",
+    "load_best_model_at_end": "use checkpoints.keep_best",
+    "metric_for_best_model": "use checkpoints.best_by",
+    "greater_is_better": "use checkpoints.best_by",
+    "save_only_model": "a run could not go on from such checkpoints; use checkpoints.keep_last to save room",
+    "ignore_data_skip": "a run goes on with the prompts that come next",
+    "resume_from_checkpoint": "the command says it: rlvr train --resume",
+    "use_transformers_paged": "it is an old name of use_transformers_continuous_batching",
     "hub_token": "a recipe is stored with the run, so set the environment variable HF_TOKEN",
 } | dict.fromkeys(
     [

@@ -1,7 +1,7 @@
-"""Evaluation before the first and after the last optimiser step of a run."""
+"""Evaluation before the first and after the last optimiser step of a run, and on a schedule between."""
 
 import json
-from collections.abc import Mapping, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from pathlib import Path
 from typing import Any
 
@@ -13,11 +13,12 @@ from rlvr.config.schema import EvaluationConfig, RewardsConfig
 from rlvr.evaluation.evaluate import NOTHING, EvaluationResult, Sampler, mean_pass_rate, summarise
 from rlvr.evaluation.passes import evaluate_sets
 from rlvr.evaluation.sets import EvaluationSets
+from rlvr.files import write_whole
 from rlvr.verification import RewardFunction
 
 
 class EvaluationCallback(TrainerCallback):
-    """Writes `evaluations/before.json` and `after.json`; a resumed run keeps the `before` of its start.
+    """Writes `evaluations/before.json`, `step-000010.json`, ... and `after.json`; a resumed run keeps what it finds.
 
     Each is a list of results, first those of test sets and then, with the role "validation", those of validation sets.
     """
@@ -33,12 +34,20 @@ class EvaluationCallback(TrainerCallback):
         self.sets, self.config, self.functions, self.rewards, self.folder = sets, config, functions, rewards, folder
         self.sample: Sampler | None = None  # the trainer's, known only once it is built
         self.offers: Mapping[str, Any] = NOTHING  # what the trainer offers to reward functions beside the columns
+        self.record: Callable[[Mapping[str, float]], None] | None = None  # metrics of the current step, likewise
 
     def on_train_begin(
         self, args: TrainingArguments, state: TrainerState, control: TrainerControl, **kwargs: Any
     ) -> None:
         if not (self.folder / "before.json").exists():
             self.run("before")
+
+    def on_step_end(self, args: TrainingArguments, state: TrainerState, control: TrainerControl, **kwargs: Any) -> None:
+        if self.config.every is None or state.global_step % self.config.every:
+            return
+        assert self.record is not None
+        results = self.run(f"step-{state.global_step:06d}")
+        self.record({f"eval/{r.name}/{metric}": each.value for r in results for metric, each in r.estimates.items()})
 
     def on_train_end(
         self, args: TrainingArguments, state: TrainerState, control: TrainerControl, **kwargs: Any
@@ -64,9 +73,8 @@ class EvaluationCallback(TrainerCallback):
             for name in self.sets.of(kind)
         ]
         if PartialState().is_main_process:
-            self.folder.mkdir(parents=True, exist_ok=True)
             text = json.dumps([result.to_json() for result in results], indent=2)
-            (self.folder / f"{moment}.json").write_text(text + "\n")
+            write_whole(self.folder / f"{moment}.json", text + "\n")
         return results
 
     def validate(self, moment: str, console: Console) -> float:

@@ -7,11 +7,11 @@ from typing import Any, Literal, Protocol
 
 from rlvr.config.schema import EvaluationConfig, RewardsConfig
 from rlvr.errors import RewardError
-from rlvr.evaluation.estimators import bootstrap_interval, pass_at_k
+from rlvr.evaluation.estimators import Estimate, estimate, pass_at_k
+from rlvr.evaluation.records import PromptRecord
 from rlvr.types import Rollouts
 from rlvr.verification import RewardFunction, Verdicts, verify
 
-NUM_RESAMPLES = 2000
 NOTHING: Mapping[str, Any] = MappingProxyType({})
 Row = Mapping[str, Any]
 
@@ -20,15 +20,6 @@ class Sampler(Protocol):
     """Samples one completion per row; temperature 0 is greedy."""
 
     def __call__(self, rows: Sequence[Row], *, temperature: float) -> Rollouts: ...
-
-
-@dataclass(frozen=True)
-class Estimate:
-    """A mean over prompts with its 95% bootstrap interval."""
-
-    value: float
-    low: float
-    high: float
 
 
 @dataclass(frozen=True)
@@ -47,18 +38,6 @@ class EvaluationResult:
 
     def to_json(self) -> dict[str, Any]:
         return asdict(self)
-
-
-@dataclass(frozen=True)
-class PromptRecord:
-    """What the samples of one prompt amount to; plain values, so that ranks can exchange them."""
-
-    prompt_id: int
-    outcomes: tuple[float | None, ...]
-    greedy_outcome: float | None
-    rewards: tuple[float | None, ...]
-    lengths: tuple[int, ...]
-    num_truncated: int
 
 
 def evaluate_rows(
@@ -123,7 +102,7 @@ def summarise(
         num_prompts=len(records),
         num_samples=config.num_samples,
         num_unscored=len(records) - len(scored),
-        estimates={metric: _estimate(each, config.seed) for metric, each in values.items() if each},
+        estimates={metric: estimate(each, seed=config.seed) for metric, each in values.items() if each},
         mean_length=sum(lengths) / len(lengths),
         truncated_frac=sum(record.num_truncated for record in records) / len(lengths),
         mean_reward=sum(all_rewards) / len(all_rewards) if all_rewards else None,
@@ -146,10 +125,6 @@ def mean_pass_rate(records: Mapping[str, Sequence[PromptRecord]]) -> float:
             )
         means.append(sum(rates) / len(rates))
     return sum(means) / len(means)
-
-
-def _estimate(values: Sequence[float], seed: int) -> Estimate:
-    return Estimate(sum(values) / len(values), *bootstrap_interval(values, num_resamples=NUM_RESAMPLES, seed=seed))
 
 
 def _judge(

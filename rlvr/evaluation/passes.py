@@ -1,13 +1,9 @@
 """One evaluation of a policy on held-out sets, by all processes together: the only place where sets are sampled."""
 
-import random
-from collections.abc import Callable, Iterator, Mapping, Sequence
-from contextlib import contextmanager
+from collections.abc import Callable, Mapping, Sequence
 from functools import partial
 from typing import Any
 
-import numpy as np
-import torch
 from accelerate import PartialState
 from accelerate.utils import gather_object
 from datasets import Dataset
@@ -16,21 +12,11 @@ from rich.progress import Progress
 from transformers import set_seed
 
 from rlvr.config.schema import EvaluationConfig, RewardsConfig
-from rlvr.evaluation.evaluate import NOTHING, PromptRecord, Sampler, evaluate_rows
+from rlvr.evaluation.evaluate import NOTHING, Sampler, evaluate_rows
+from rlvr.evaluation.records import PromptRecord
+from rlvr.random_numbers import own_random_numbers
 from rlvr.reporting.console import progress_columns
 from rlvr.verification import RewardFunction
-
-
-@contextmanager
-def own_random_numbers() -> Iterator[None]:
-    """Puts every generator back as it was: rewards may draw from `random` or NumPy as well as from torch."""
-    python_state, numpy_state = random.getstate(), np.random.get_state()
-    try:
-        with torch.random.fork_rng():
-            yield
-    finally:
-        random.setstate(python_state)
-        np.random.set_state(numpy_state)
 
 
 def evaluate_sets(

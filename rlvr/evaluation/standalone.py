@@ -13,8 +13,9 @@ from transformers import PreTrainedModel, PreTrainedTokenizerBase
 from rlvr.building import load_functions, trainer_arguments
 from rlvr.config import LoadedRecipe
 from rlvr.errors import RecipeError
-from rlvr.evaluation.evaluate import EvaluationResult, PromptRecord, summarise
+from rlvr.evaluation.evaluate import EvaluationResult, summarise
 from rlvr.evaluation.passes import evaluate_sets
+from rlvr.evaluation.records import PromptRecord
 from rlvr.evaluation.sets import EvaluationSets, SetKind, load_sets
 from rlvr.frozen import FrozenPass
 from rlvr.model import load_tokenizer

@@ -7,11 +7,12 @@ from typing import Any
 
 import yaml
 
+from rlvr.checkpointing.folders import CHECKPOINT, name_of, steps_of
 from rlvr.errors import CheckpointError, UserError
 from rlvr.extrapolation.readers.base import Source, StoredWeights, read_json
 from rlvr.extrapolation.readers.ties import check_engine_names, config_of, named
 from rlvr.extrapolation.view import WeightView
-from rlvr.run_directory import ADAPTER, CHECKPOINT, newest_checkpoint
+from rlvr.run_directory import ADAPTER
 
 POLICY = "policy"
 TRAINER_STATE = "trainer_state.json"
@@ -186,8 +187,8 @@ def _step(home: Path) -> int | None:
     run_dir = home.resolve().parent
     if (run_dir / TRAINER_STATE).is_file():
         return _global_step(run_dir / TRAINER_STATE)
-    last = newest_checkpoint(run_dir)
-    return _step(last) if last is not None else _last_logged(run_dir / "metrics.jsonl")
+    steps = steps_of(run_dir)
+    return _step(run_dir / name_of(steps[-1])) if steps else _last_logged(run_dir / "metrics.jsonl")
 
 
 def _global_step(path: Path) -> int:

@@ -19,7 +19,6 @@ from safetensors.torch import save_file
 from torch import Tensor
 from torch.nn import Module
 from transformers import TrainerCallback, TrainerControl, TrainerState, TrainingArguments
-from transformers.trainer_utils import PREFIX_CHECKPOINT_DIR
 
 from rlvr.config.extrapolation import ExtrapolationConfig
 from rlvr.errors import CheckpointError, ExtrapolationError
@@ -145,11 +144,14 @@ class PeriodicJumps(TrainerCallback):
             metrics = self._end_phase(state.global_step)
             self.host.record(metrics | {"time/extrapolate_s": time.perf_counter() - started})
 
-    def on_save(self, args: TrainingArguments, state: TrainerState, control: TrainerControl, **kwargs: Any) -> None:
-        """At the start of a phase nothing is written, as the checkpoint's own weights are the start."""
-        if state.global_step % self.config.train_steps and (self._weights.is_sharded or args.should_save):
-            folder = Path(str(args.output_dir)) / f"{PREFIX_CHECKPOINT_DIR}-{state.global_step}"
-            write_tensors(self.state_dict(), folder / self._start_file())
+    def save(self, checkpoint: Path, step: int) -> None:
+        """Called by all processes for the checkpoint of a step.
+
+        At the start of a phase nothing is written, as the checkpoint's own weights are the start.
+        """
+        is_main = self.host.accelerator.is_main_process
+        if step % self.config.train_steps and (self._weights.is_sharded or is_main):
+            write_tensors(self.state_dict(), checkpoint / self._start_file())
 
     # ---- a jump -----------------------------------------------------------------------------------------------------
 

@@ -13,8 +13,8 @@ from numpy.typing import NDArray
 
 from rlvr.config.schema import EvaluationConfig
 from rlvr.errors import ExtrapolationError
-from rlvr.evaluation.estimators import pass_at_k
-from rlvr.evaluation.evaluate import NUM_RESAMPLES, Estimate, PromptRecord
+from rlvr.evaluation.estimators import NUM_RESAMPLES, Estimate, pass_at_k
+from rlvr.evaluation.records import PromptRecord
 
 Scores = Mapping[str, Mapping[int, float]]  # by set and prompt id
 

@@ -8,7 +8,7 @@ from pathlib import Path
 from typing import Any
 
 from rlvr.errors import ExtrapolationError
-from rlvr.evaluation.evaluate import PromptRecord
+from rlvr.evaluation.records import PromptRecord
 from rlvr.evaluation.sets import SetKind
 from rlvr.extrapolation.provenance import write_json
 

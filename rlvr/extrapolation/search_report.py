@@ -7,7 +7,8 @@ from typing import Any
 from rich.table import Table
 
 from rlvr.config.schema import EvaluationConfig
-from rlvr.evaluation.evaluate import Estimate, summarise
+from rlvr.evaluation.estimators import Estimate
+from rlvr.evaluation.evaluate import summarise
 from rlvr.evaluation.sets import SetKind
 from rlvr.extrapolation.search import (
     TUNED,

@@ -5,9 +5,10 @@ import shutil
 from collections.abc import Sequence
 from pathlib import Path
 
+from rlvr.checkpointing.folders import CHECKPOINT
 from rlvr.extrapolation.checkpoints import POLICY, named_base
 from rlvr.extrapolation.view import WeightView
-from rlvr.run_directory import ADAPTER, CHECKPOINT
+from rlvr.run_directory import ADAPTER
 
 MODEL_FILES = ("config.json", "generation_config.json", "*.py")
 TOKENIZER_FILES = (

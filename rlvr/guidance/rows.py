@@ -40,7 +40,8 @@ def with_completions(rollouts: Rollouts, sampled: Mapping[int, Sampled]) -> Roll
     """The rollouts with other completions, and the contexts they come from, at the rows that `sampled` names."""
     rows = sorted(sampled)
     new = [sampled[row] for row in rows]
-    reported = [each.sampling_logprobs for each in new if each.sampling_logprobs is not None]
+    # No engine drew the answers of a teacher.
+    reported = [each.sampling_logprobs or [float("nan")] * len(each.completion_ids) for each in new]
     changed = replace(
         take(rollouts, rows),
         completions=[each.completion for each in new],

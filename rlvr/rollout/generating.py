@@ -12,7 +12,7 @@ from transformers import GenerationConfig, PreTrainedModel, PreTrainedTokenizerB
 from trl.chat_template_utils import parse_response
 
 from rlvr.rollout.rollouts import make_rollouts
-from rlvr.rollout.temperature import evaluation_options
+from rlvr.rollout.settings import evaluation_options
 from rlvr.types import Rollouts
 
 

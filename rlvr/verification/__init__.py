@@ -2,7 +2,19 @@
 
 from rlvr.verification.asynchronous import TransientRewardError
 from rlvr.verification.calling import RewardFunction, takes
+from rlvr.verification.judging import Judge, limits_of, shared_judge
 from rlvr.verification.loading import load_reward
 from rlvr.verification.verify import Verdicts, check_unscorable, verify
 
-__all__ = ["RewardFunction", "TransientRewardError", "Verdicts", "check_unscorable", "load_reward", "takes", "verify"]
+__all__ = [
+    "Judge",
+    "RewardFunction",
+    "TransientRewardError",
+    "Verdicts",
+    "check_unscorable",
+    "limits_of",
+    "load_reward",
+    "shared_judge",
+    "takes",
+    "verify",
+]

@@ -11,7 +11,7 @@ from collections.abc import Hashable, Iterable, Mapping, Sequence
 from dataclasses import dataclass
 from typing import Any, Generic, Protocol, TypeVar, runtime_checkable
 
-from rewards._item import ItemReward, Judgement
+from rewards._item import ItemReward, Judgement, Status
 from rlvr.config.schema import RewardsConfig
 from rlvr.errors import RewardError
 from rlvr.verification.pool import Pool
@@ -112,6 +112,21 @@ class Judge:
         with self._lock:
             self._known = _Recent(CACHE_SIZE)
             self._sound = _Recent(CACHE_SIZE)
+
+    def state_dict(self) -> dict[str, list[list[Any]]]:
+        """What is remembered, the oldest first, as plain values."""
+        with self._lock:
+            known = [[key, each.value, str(each.status), each.reason] for key, each in self._known.entries.items()]
+            return {"known": known, "sound": [[key, each] for key, each in self._sound.entries.items()]}
+
+    def load_state_dict(self, state: Mapping[str, list[list[Any]]]) -> None:
+        """Remembers what `state_dict` gave, and nothing else."""
+        self.forget()
+        with self._lock:
+            for key, value, status, reason in state["known"]:
+                self._known[key] = Judgement(value, Status(status), reason)
+            for key, is_sound in state["sound"]:
+                self._sound[key] = is_sound
 
     def close(self) -> None:
         """Ends the workers; a later judgement starts them again."""

@@ -4,6 +4,7 @@ import inspect
 from collections import defaultdict
 
 import torch
+from transformers import Trainer
 from trl import GRPOTrainer
 
 from tests.conftest import MakeTrainer, letter_dataset
@@ -17,9 +18,19 @@ def test_overridden_methods_keep_their_signatures() -> None:
         "_generate_and_score_completions": ["self", "inputs"],
         "_compute_loss": ["self", "model", "inputs"],
         "_generate": ["self", "prompts"],
+        "_generate_single_turn": [
+            "self",
+            "prompt_ids",
+            "images",
+            "multimodal_fields",
+            "num_generations",
+            "has_tool_images",
+        ],
         "_save_checkpoint": ["self", "model", "trial"],
         "_load_optimizer_and_scheduler": ["self", "checkpoint"],
         "_get_output_dir": ["self", "trial"],
+        "_load_rng_state": ["self", "checkpoint"],
+        "_get_train_sampler": ["self", "dataset"],
         "compute_loss": ["self", "model", "inputs", "return_outputs", "num_items_in_batch"],
     }
     found = {name: list(inspect.signature(getattr(GRPOTrainer, name)).parameters) for name in expected}
@@ -43,6 +54,20 @@ def test_attributes_that_the_trainer_reads_exist(make_trainer: MakeTrainer) -> N
     assert trainer._tokenizer is trainer.processing_class, ADVICE
     assert trainer.generation_kwargs["max_new_tokens"] == 6, ADVICE
     assert trainer.generation_config.do_sample is True, ADVICE
+
+
+def test_checkpoints_come_about_as_they_are_resumed() -> None:
+    """What rlvr/resumable.py takes for granted in transformers' loop."""
+    advice = "transformers changed under rlvr/resumable.py: compare that file with the new transformers/trainer.py"
+    source = inspect.getsource(Trainer._inner_training_loop)
+    assert "self._run_epoch(\n                model=model," in source, advice
+    assert source.index("self._tr_loss = ") < source.index("self._run_epoch("), advice
+    epoch = inspect.getsource(Trainer._run_epoch)
+    assert epoch.index("self._load_rng_state(resume_from_checkpoint)") < epoch.index("self.training_step("), advice
+    save = inspect.getsource(Trainer._save_checkpoint)
+    assert "run_dir = self._get_output_dir(trial=trial)" in save, advice
+    step = inspect.getsource(Trainer._maybe_log_save_evaluate)
+    assert step.index("self.log(") < step.index("self._save_checkpoint("), advice
 
 
 def test_vllm_is_given_new_weights_by_the_step_that_it_has() -> None:

@@ -84,6 +84,8 @@ def _server() -> "subprocess.Popen[str]":
 
 def serve() -> None:
     """Answers requests until its input ends."""
+    import matplotlib.pyplot  # noqa: F401 - for the picture at the end of a run
+
     import rlvr.trainer  # noqa: F401 - with torch, transformers, TRL and datasets: what takes long to import
 
     replies = os.fdopen(os.dup(1), "w")

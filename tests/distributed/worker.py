@@ -18,6 +18,7 @@ from rlvr.objectives.regularizers import build_regularizers
 from rlvr.trainer import RLVRTrainer
 from rlvr.types import Rollouts
 from rlvr.verification import RewardFunction
+from rlvr.watching.watch import Watch
 from tests.conftest import WORDS, letter_dataset, sharp, tiny_model, tiny_tokenizer, trainer_arguments
 
 NUM_ROWS = 16
@@ -89,6 +90,7 @@ def one_step_trainer(
     regularizers: Mapping[str, Any] | None = None,
     reward: Callable[..., Any] = score_reward,
     jumps: PeriodicJumps | None = None,
+    watch: Watch | None = None,
     **changes: Any,
 ) -> RLVRTrainer:
     """A trainer on the fixed rollouts, for one optimiser step of all of them unless `changes` says otherwise."""
@@ -102,6 +104,7 @@ def one_step_trainer(
         rewards=RewardsConfig.model_validate({"functions": [{"use": "exact", "name": "score"}]}),
         regularizers=build_regularizers(RegularizersConfig.model_validate(regularizers or {})),
         jumps=jumps,
+        watch=watch,
         train_dataset=letter_dataset(),
         processing_class=tiny_tokenizer(),
     )

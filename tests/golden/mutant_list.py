@@ -2,6 +2,8 @@
 
 from dataclasses import dataclass
 
+from tests.golden.mutant_list_beyond import BEYOND_FAULTS, BEYOND_TESTS
+from tests.golden.mutant_list_engines import ENGINE_FAULTS
 from tests.golden.mutant_list_extrapolation import EXTRAPOLATION_FAULTS, EXTRAPOLATION_TESTS
 from tests.golden.mutant_list_guidance import GUIDANCE_FAULTS, GUIDANCE_TESTS
 from tests.golden.mutant_list_linearity import LINEARITY_FAULTS, LINEARITY_TESTS
@@ -9,8 +11,10 @@ from tests.golden.mutant_list_logits import LOGITS_FAULTS, LOGITS_TESTS
 from tests.golden.mutant_list_ops import OPS_FAULTS
 from tests.golden.mutant_list_regularizers import REGULARIZER_FAULTS
 from tests.golden.mutant_list_rewards import POOL_TESTS, REWARD_FAULTS, TESTS_OF_REWARDS
+from tests.golden.mutant_list_scaling import SCALING_FAULTS, SCALING_TESTS
 from tests.golden.mutant_list_search import SEARCH_FAULTS, SEARCH_TESTS
 from tests.golden.mutant_list_switches import SWITCH_FAULTS
+from tests.golden.mutant_list_watching import WATCHING_FAULTS, WATCHING_TESTS
 
 
 @dataclass(frozen=True)
@@ -119,12 +123,11 @@ FAULTS: tuple[tuple[str, str, str, str], ...] = (
         "pass@k biased",
     ),
     (ESTIMATORS, "tail = (1.0 - level) / 2.0", "tail = 1.0 - level", "bootstrap level one-sided"),
-    (ESTIMATORS, "level: float = 0.95", "level: float = 0.9", "bootstrap default level"),
+    (ESTIMATORS, "LEVEL = 0.95", "LEVEL = 0.9", "bootstrap default level"),
     (ESTIMATORS, "default_rng(seed)", "default_rng(0)", "bootstrap seed ignored"),
     (ESTIMATORS, "default_rng(seed)", "default_rng()", "bootstrap not deterministic"),
-    (ESTIMATORS, "size=(num_resamples, len(sample))", "size=(num_resamples, 2 * len(sample))", "resamples too large"),
-    (ESTIMATORS, "integers(0, len(sample)", "integers(0, max(len(sample) - 1, 1)", "last prompt never drawn"),
-    (ESTIMATORS, "sample[picks].mean(axis=1)", "np.median(sample[picks], axis=1)", "bootstrap of the median"),
+    (ESTIMATORS, "integers(0, num_units,", "integers(0, max(num_units - 1, 1),", "last prompt never drawn"),
+    (ESTIMATORS, "times.astype(np.float64) @", "(times > 0).astype(np.float64) @", "prompts drawn twice count once"),
     (ESTIMATORS, "[tail, 1.0 - tail]", "[1.0 - tail, tail]", "bootstrap ends swapped"),
 )
 
@@ -132,7 +135,7 @@ OBJECTIVE, BATCHING, MODEL, TRAINER = "objectives/objective.py", "batching.py", 
 STAGE, FROZEN, VERIFY, SUPPORT = "advantages.py", "frozen.py", "verification/verify.py", "ops/support.py"
 GROUP_FILTER = "objectives/group_filter.py"
 REWARD_KL, STEP_SUMS = "objectives/reward_kl.py", "reporting/step_sums.py"
-EVALUATE, PASSES, METRICS = "evaluation/evaluate.py", "evaluation/passes.py", "reporting/metrics.py"
+EVALUATE, RANDOM, METRICS = "evaluation/evaluate.py", "random_numbers.py", "reporting/metrics.py"
 
 # Faults of the step around the maths.
 STEP_FAULTS: tuple[tuple[str, str, str, str], ...] = (
@@ -235,8 +238,8 @@ STEP_FAULTS: tuple[tuple[str, str, str, str], ...] = (
     (TRAINER, "self.state.global_step == 0:", "self.state.global_step < 0:", "no start of the regularisers"),
     (
         TRAINER,
-        "if self._buffered_inputs is None or self._step % generate_every == 0",
-        "if self._buffered_inputs is None or self._step % self.args.steps_per_generation == 0",
+        "return self._buffered_inputs is None or self._step % generate_every == 0",
+        "return self._buffered_inputs is None or self._step % self.args.steps_per_generation == 0",
         "no iterations",
     ),
     (TRAINER, "if self.accelerator.sync_gradients", "if True", "metrics flushed at every micro-batch"),
@@ -269,7 +272,7 @@ STEP_FAULTS: tuple[tuple[str, str, str, str], ...] = (
     (STAGE, "torch.where(keep, each, 0.0)", "each", "tokens of dropped groups are trained on"),
     (STEP_SUMS, "torch.maximum(self._maxima.get(name, value), value)", "value", "maximum of the last micro-batch"),
     (STEP_SUMS, "everyones.amax(dim=0)", "everyones.sum(dim=0)", "maxima added up"),
-    (PASSES, "fork_rng()", "fork_rng(enabled=False)", "evaluation moves the run's random numbers"),
+    (RANDOM, "fork_rng()", "fork_rng(enabled=False)", "evaluation moves the run's random numbers"),
     (EVALUATE, "if None not in r.outcomes and", "if r.outcomes and", "prompts without a verdict counted"),
     (EVALUATE, "sum(o == 1.0 for o in r.outcomes)", "sum(o == 1.0 for o in r.rewards)", "pass@k of rewards"),
     (METRICS, "(pass_rates == 0)", "(pass_rates != 1)", "mixed groups counted as unsolved"),
@@ -288,7 +291,7 @@ TESTS_OF: dict[str, tuple[str, ...]] = {
     BATCHING: ("tests/unit/test_batching.py",),
     MODEL: ("tests/invariance/test_policy.py",),
     TRAINER: (STAGES, "tests/unit/test_regularizers_in_trainer.py"),
-    PASSES: (STAGES,),
+    RANDOM: (STAGES,),
     EVALUATE: ("tests/unit/test_evaluate.py",),
     METRICS: ("tests/unit/test_evaluate.py", "tests/unit/test_metrics.py"),
     STAGE: (STAGES, REWARD_TESTS, "tests/unit/test_group_filter_in_trainer.py"),
@@ -319,7 +322,11 @@ MUTANTS = (
     *(Mutant(*fault, tests=GUIDANCE_TESTS) for fault in GUIDANCE_FAULTS),
     *(Mutant(*fault, tests=EXTRAPOLATION_TESTS[fault[0]]) for fault in EXTRAPOLATION_FAULTS),
     *(Mutant(*fault, tests=LOGITS_TESTS[fault[0]]) for fault in LOGITS_FAULTS),
+    *(Mutant(*fault[:4], tests=fault[4:]) for fault in ENGINE_FAULTS),
     *(Mutant(*fault, tests=SEARCH_TESTS[fault[0]]) for fault in SEARCH_FAULTS),
     *(Mutant(*fault, tests=LINEARITY_TESTS[fault[0]]) for fault in LINEARITY_FAULTS),
+    *(Mutant(*fault, tests=BEYOND_TESTS[fault[0]]) for fault in BEYOND_FAULTS),
+    *(Mutant(*fault, tests=SCALING_TESTS[fault[0]]) for fault in SCALING_FAULTS),
+    *(Mutant(*fault, tests=WATCHING_TESTS[fault[0]]) for fault in WATCHING_FAULTS),
     *(Mutant(*fault, tests=TESTS_OF_REWARDS.get(fault[0], POOL_TESTS)) for fault in REWARD_FAULTS),
 )

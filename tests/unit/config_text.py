@@ -27,7 +27,10 @@ report: {to: [wandb]}
 MINIMAL = "model: some/policy\ndata: {train: {dataset: some/rows}}\nrewards: {functions: [exact]}\n"
 
 MODEL_KEYS = "path, dtype, attn_implementation, revision, trust_remote_code, lora, quantization"
-SECTIONS = "model, data, rewards, algorithm, regularizers, guidance, extrapolation, trainer, evaluation, report"
+SECTIONS = (
+    "model, data, rewards, algorithm, regularizers, guidance, extrapolation, trainer, checkpoints, rollout, evaluation,"
+    " report, watch"
+)
 
 
 def load(text: str, *overrides: str) -> LoadedRecipe:

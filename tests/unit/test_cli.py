@@ -136,6 +136,9 @@ def test_broken_reward_stops_the_run_with_its_name(recipe: Path, function: str, 
     assert result.exit_code == (1 if function == "undecided" else 2), result.output + repr(result.exception)
     assert function in result.stderr
     assert expected in result.stderr
+    log = (recipe.parent / "run/ranks/rank-0/log.txt").read_text()
+    assert "ended at step 0 in 'verify'\nTraceback" in log
+    assert result.stderr.removeprefix("error: ").strip() in log
 
 
 def test_output_directory_of_another_run_is_kept(recipe: Path) -> None:
@@ -160,7 +163,7 @@ def test_directory_with_foreign_files_is_refused(recipe: Path) -> None:
 
 def test_run_leaves_what_it_promises(recipe: Path) -> None:
     options = ["evaluation.sets.heldout.dataset=rows.jsonl", "evaluation.num_samples=2", "evaluation.k=[1,2]"]
-    result = train(recipe, *options)
+    result = train(recipe, *options, "watch.on_nonfinite=skip")
     assert result.exit_code == 0, result.output + repr(result.exception)
     run = recipe.parent / "run"
     expected = ["completions/step-000001.parquet", "evaluations/after.json", "evaluations/before.json", "run.json"]
@@ -169,9 +172,14 @@ def test_run_leaves_what_it_promises(recipe: Path) -> None:
         "metrics.jsonl",
         "policy/model.safetensors",
         "policy/tokenizer.json",
+        "ranks/rank-0/log.txt",
         "recipe.yaml",
     ]
     assert [name for name in expected if not (run / name).exists()] == []
+    heartbeat = json.loads((run / "ranks/rank-0/heartbeat.json").read_text())
+    assert (heartbeat["status"], heartbeat["step"]) == ("finished", 2)
+    steps = [json.loads(line) for line in (run / "metrics.jsonl").read_text().splitlines()]
+    assert [step.get("watch/skipped_steps") for step in steps] == [0.0, 0.0, None]  # the last line sums up the run
     assert "pass@1" in result.output
     assert str(run / "policy") in result.output.replace("\n", "")
 

@@ -142,8 +142,9 @@ def test_files_that_are_not_a_mapping(text: str, message: str) -> None:
         ("algorithm: {preset: x}", "algorithm.preset: unknown preset 'x'; presets are " + ", ".join(PRESETS)),
         (
             "algorithm: {mismatch: token_tis}",
-            "algorithm.mismatch: 'token_tis' needs log-probabilities of the engine, which only vLLM reports; set"
-            " trainer.use_vllm to true or algorithm.mismatch to 'none'",
+            "algorithm.mismatch: 'token_tis' needs log-probabilities of the engine, which generate does not report; set"
+            " trainer.use_vllm or trainer.use_transformers_continuous_batching to true, or algorithm.mismatch to"
+            " 'none'",
         ),
         (
             "algorithm: {mismatch: icepop}\ntrainer: {use_vllm: true, top_p: 0.9}",

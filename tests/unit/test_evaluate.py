@@ -8,7 +8,8 @@ import pytest
 import torch
 
 from rlvr.config.schema import EvaluationConfig, RewardsConfig
-from rlvr.evaluation.evaluate import PromptRecord, evaluate_rows, summarise
+from rlvr.evaluation.evaluate import evaluate_rows, summarise
+from rlvr.evaluation.records import PromptRecord
 from rlvr.reporting.metrics import rollout_metrics
 from rlvr.types import Rollouts
 from rlvr.verification import RewardFunction

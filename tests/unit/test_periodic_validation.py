@@ -11,7 +11,8 @@ from typer.testing import CliRunner
 
 from rlvr.cli import app
 from rlvr.errors import RewardError
-from rlvr.evaluation.evaluate import PromptRecord, mean_pass_rate
+from rlvr.evaluation.evaluate import mean_pass_rate
+from rlvr.evaluation.records import PromptRecord
 
 SUMS = "reasoning_gym://chain_sum?min_terms=3&max_terms=3&max_digits=1"
 

@@ -10,8 +10,8 @@ import pytest
 
 from rlvr.config.schema import EvaluationConfig
 from rlvr.errors import ExtrapolationError
-from rlvr.evaluation.estimators import bootstrap_interval
-from rlvr.evaluation.evaluate import NUM_RESAMPLES, PromptRecord
+from rlvr.evaluation.estimators import NUM_RESAMPLES, bootstrap_interval
+from rlvr.evaluation.records import PromptRecord
 from rlvr.extrapolation.search import (
     START,
     Scores,

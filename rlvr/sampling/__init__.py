@@ -1,0 +1,5 @@
+"""Which prompts a step trains on."""
+
+from rlvr.sampling.order import ReplayedOrder
+
+__all__ = ["ReplayedOrder"]
