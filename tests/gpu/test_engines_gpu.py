@@ -80,5 +80,6 @@ def test_engine_agrees_with_the_trainer(
         for log in trainer.state.log_history[:-1]
     ]
     assert len(figures) == 3
-    assert all(each["engine/ratio_dev_mean"] > 0 for each in figures)
+    # On an H100 `generate` in 16 bits has agreed to the bit: nothing says that a deviation must be above 0.
+    assert all(each["engine/ratio_dev_mean"] >= 0 for each in figures)
     print(torch.cuda.get_device_name(), precision, sorted(engine), figures)  # noqa: T201
