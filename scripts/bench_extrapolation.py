@@ -1,12 +1,15 @@
 """Time and peak memory of `rlvr extrapolate weights` beside plain copying, and beside mergekit where it is installed.
 
-    python scripts/bench_extrapolation.py [--rounds 3] [--scale 1.0] [--output docs/benchmarks/extrapolation.json]
+    python scripts/bench_extrapolation.py [--rounds 3] [--scale 1.0] [--zero3] [--output FILE]
 
 A pair of bf16 checkpoints in four files each: a Qwen2 of hidden size 1,536 with 24 layers, 50,000 tokens and an untied
 head, 0.93 billion parameters; `--scale` shortens layers and vocabulary. All tensors are extrapolated, none is copied.
 Every measurement is a process of its own, start-up included, and the contestants alternate; what the one before left
 to be written to the disk is written first, and the sources stay in the page cache. Ours ends when the result is on the
 disk, like the second kind of copying and unlike the first and mergekit.
+
+With `--zero3` ours also takes the same weights from checkpoints of two ranks as DeepSpeed ZeRO-3 writes them: float32,
+every tensor cut among the ranks (without Adam's moments, which are not read).
 """
 
 import argparse
@@ -29,6 +32,7 @@ HIDDEN, LAYERS, INTERMEDIATE, VOCABULARY, HEADS = 1536, 24, 4992, 50_000, 12
 FILES = 4
 ALPHA = 1.5
 OURS, COPY, COPY_SYNCED, MERGEKIT = "rlvr", "copy", "copy, on disk", "mergekit"
+OURS_ZERO3, RANKS = "rlvr, from ZeRO-3", 2
 COPY_PROGRAM = "import shutil, sys; shutil.copytree(sys.argv[1], sys.argv[2])"
 SYNC_PROGRAM = (
     f"{COPY_PROGRAM}; import os, pathlib; [os.fsync(os.open(p, 0)) for p in pathlib.Path(sys.argv[2]).iterdir()]"
@@ -64,11 +68,11 @@ def make(folder: Path, scale: float, seed: int) -> None:
     import torch
     from safetensors.torch import save_file
 
-    layers, vocabulary = sizes(scale)
     wanted = shapes(scale)
     values = torch.randn(max(VOCABULARY, 2 * INTERMEDIATE) * HIDDEN, generator=torch.Generator().manual_seed(seed))
     values = (0.02 * values).bfloat16()
     folder.mkdir()
+    write_config(folder, scale)
     names = list(wanted)
     per_file = -(-len(names) // FILES)
     where = {}
@@ -79,6 +83,39 @@ def make(folder: Path, scale: float, seed: int) -> None:
         save_file(tensors, folder / file, {"format": "pt"})
         where |= dict.fromkeys(part, file)
     (folder / "model.safetensors.index.json").write_text(json.dumps({"metadata": {}, "weight_map": where}))
+
+
+def make_zero3(folder: Path, scale: float, seed: int) -> None:
+    """The same, float32 and cut among the ranks."""
+    import torch
+
+    wanted = shapes(scale)
+    values = 0.02 * torch.randn(
+        max(VOCABULARY, 2 * INTERMEDIATE) * HIDDEN, generator=torch.Generator().manual_seed(seed)
+    )
+    step = folder / "global_step1"
+    step.mkdir(parents=True)
+    (folder / "latest").write_text("global_step1")
+    write_config(folder, scale)
+    described = {name: torch.Size(shape) for name, shape in wanted.items()}
+    for rank in range(RANKS):
+        sizes_each = [-(-shape.numel() // RANKS) for shape in described.values()]
+        pieces = [values[rank * size : (rank + 1) * size].clone() for size in sizes_each]
+        states = {"zero_stage": 3, "partition_count": RANKS, "fp32_flat_groups": pieces}
+        torch.save({"optimizer_state_dict": states}, step / f"bf16_zero_pp_rank_{rank}_mp_rank_00_optim_states.pt")
+        model = {
+            "module": {name: torch.empty(0) for name in wanted},
+            "buffer_names": [],
+            "param_shapes": [described],
+            "frozen_param_shapes": {},
+            "frozen_param_fragments": {},
+            "shared_params": {},
+        }
+        torch.save(model, step / f"zero_pp_rank_{rank}_mp_rank_00_model_states.pt")
+
+
+def write_config(folder: Path, scale: float) -> None:
+    layers, vocabulary = sizes(scale)
     config = {
         "architectures": ["Qwen2ForCausalLM"],
         "model_type": "qwen2",
@@ -99,7 +136,8 @@ def make(folder: Path, scale: float, seed: int) -> None:
 
 def command(kind: str, folder: Path, out: Path) -> list[str]:
     base, tuned = folder / "base", folder / "tuned"
-    if kind == OURS:
+    if kind in (OURS, OURS_ZERO3):
+        base, tuned = (each if kind == OURS else each.with_name(f"{each.name}-zero3") for each in (base, tuned))
         pair = ["--base", str(base), "--tuned", str(tuned), "--alpha", str(ALPHA)]
         return [
             sys.executable,
@@ -144,17 +182,27 @@ def main() -> None:
         "--folder", type=Path, help="where the checkpoints go for the time being; default: the system's"
     )
     parser.add_argument("--output", type=Path)
+    parser.add_argument("--zero3", action="store_true", help="ours from ZeRO-3 checkpoints as well")
     parser.add_argument("--make", type=Path, help=argparse.SUPPRESS)
     options = parser.parse_args()
     if options.make is not None:
         for seed, name in enumerate(("base", "tuned")):
             make(options.make / name, options.scale, seed)
+            if options.zero3:
+                make_zero3(options.make / f"{name}-zero3", options.scale, seed)
         return
-    kinds = [OURS, COPY, COPY_SYNCED, *([MERGEKIT] if importlib.util.find_spec("mergekit") else [])]
+    kinds = [
+        OURS,
+        *([OURS_ZERO3] if options.zero3 else []),
+        COPY,
+        COPY_SYNCED,
+        *([MERGEKIT] if importlib.util.find_spec("mergekit") else []),
+    ]
     results: dict[str, list[tuple[float, float]]] = {kind: [] for kind in kinds}
     with tempfile.TemporaryDirectory(dir=options.folder) as folder:
         # By a process of its own, as a child's peak counts the memory that its parent had when it began.
-        subprocess.run([sys.executable, __file__, "--make", folder, "--scale", str(options.scale)], check=True)
+        making = [sys.executable, __file__, "--make", folder, "--scale", str(options.scale)]
+        subprocess.run([*making, *(["--zero3"] if options.zero3 else [])], check=True)
         for number in range(options.rounds):
             for kind in kinds if number % 2 == 0 else reversed(kinds):
                 results[kind].append(measure(kind, Path(folder)))
