@@ -13,6 +13,7 @@ from rlvr.config import PRESETS, load_recipe, resolved_yaml
 from rlvr.config.extrapolation import explained_extrapolation
 from rlvr.config.problems import nearest
 from rlvr.errors import RecipeError, UserError
+from rlvr.evaluation.command import evaluate
 from rlvr.extrapolation.commands import extrapolate_app
 from rlvr.extrapolation.linearity_command import linearity
 from rlvr.scaling.command import doctor
@@ -28,6 +29,7 @@ hints_app = typer.Typer(no_args_is_help=True, help="Write hints ahead of trainin
 app.add_typer(hints_app, name="hints")
 app.add_typer(extrapolate_app, name="extrapolate")
 app.command("linearity")(linearity)
+app.command("eval")(evaluate)
 app.command("doctor")(doctor)
 
 RecipeArgument = Annotated[Path, typer.Argument(help="a recipe file, such as recipes/quickstart.yaml")]

@@ -6,7 +6,7 @@ Values are not coerced ("8" is not 8), and every rule that ties keys together ra
 import os
 from collections import Counter
 from dataclasses import fields
-from typing import Any, Literal, Self
+from typing import Annotated, Any, Literal, Self
 
 from pydantic import Field, field_validator, model_validator
 
@@ -206,6 +206,7 @@ class EvaluationConfig(Section):
     validation: dict[str, DataSource] = Field(default={})
     num_samples: int = Field(default=8, ge=1)  # completions per prompt
     temperature: float = Field(default=1.0, gt=0)
+    temperatures: dict[str, Annotated[float, Field(gt=0)]] = Field(default={})  # of single sets, by name
     k: list[int] = Field(default=[1, 8])  # of pass@k
     greedy: bool = True
     batch_size: int = Field(default=64, ge=1)  # completions per generate call and process
@@ -218,6 +219,15 @@ class EvaluationConfig(Section):
             if not 1 <= k <= self.num_samples:
                 allowed = f"every k must be between 1 and evaluation.num_samples={self.num_samples}"
                 raise Problem("k", f"pass@{k} cannot be estimated; {allowed}")
+        return self
+
+    @model_validator(mode="after")
+    def _check_temperatures(self) -> Self:
+        for name in self.temperatures:
+            known = [*self.sets, *self.validation]
+            if name not in known:
+                advice = nearest(name, known, f"the sets are {', '.join(known) or 'none'}")
+                raise Problem(f"temperatures.{name}", f"there is no such set; {advice}")
         return self
 
     @model_validator(mode="after")

@@ -47,7 +47,9 @@ def evaluate_sets(
             rows = _rank_rows(data, state.process_index, state.num_processes)
             bar = progress.add_task(label(name), total=len(rows) * (config.num_samples + config.greedy), note="")
             advance = partial(progress.advance, bar)
-            records = evaluate_rows(rows, sample, functions, rewards, config, advance, offers)
+            heat = config.temperatures.get(name, config.temperature)
+            own = config.model_copy(update={"temperature": heat})
+            records = evaluate_rows(rows, sample, functions, rewards, own, advance, offers)
             unique: dict[int, PromptRecord] = {record.prompt_id: record for record in gather_object(records)}
             found[name] = list(unique.values())
     return found

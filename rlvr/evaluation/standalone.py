@@ -67,7 +67,7 @@ def evaluate_records(
     if not sets:
         key = "evaluation.sets" if which == "test" else "evaluation.validation"
         raise RecipeError(f"{loaded.path}: {key} names no set; add one, such as `{key}: {{NAME: {{dataset: ...}}}}`")
-    with _offers(evaluation, model) as offers:
+    with offers_of(evaluation, model) as offers:
         return evaluate_sets(
             sets,
             ModelSampler(model, evaluation.tokenizer, loaded.trainer),
@@ -98,7 +98,7 @@ class PlainProcesses:
 
 
 @contextmanager
-def _offers(evaluation: Evaluation, model: PreTrainedModel) -> Iterator[Mapping[str, Any]]:
+def offers_of(evaluation: Evaluation, model: PreTrainedModel) -> Iterator[Mapping[str, Any]]:
     """The model as `scorer` where a reward function takes one; its `forward` is as before afterwards."""
     if not any(takes(each.function, "scorer") for each in evaluation.functions):
         yield {}

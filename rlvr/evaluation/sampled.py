@@ -1,0 +1,161 @@
+"""Samples of a model on the held-out sets of a recipe, kept on the disk; what is there is not sampled again."""
+
+from collections.abc import Mapping, Sequence
+from pathlib import Path
+from typing import Any
+
+from accelerate import PartialState
+from datasets import Dataset
+from rich.console import Console
+from rich.progress import Progress
+from transformers import PreTrainedModel, set_seed
+
+from rewards._batch import answers_of
+from rlvr.errors import EvaluationError
+from rlvr.evaluation.samples import (
+    Sample,
+    append_samples,
+    finished_prompts,
+    judged_again,
+    read_samples,
+    samples_of,
+    verifier_input,
+)
+from rlvr.evaluation.sets import SetKind
+from rlvr.evaluation.standalone import Evaluation, offers_of
+from rlvr.random_numbers import own_random_numbers
+from rlvr.reporting.console import progress_columns
+from rlvr.rollout.generating import ModelSampler
+from rlvr.seeds import derived_seed
+from rlvr.types import Rollouts
+from rlvr.verification import Verdicts, verify
+
+SAMPLING = ("max_completion_length", "top_p", "top_k", "min_p", "repetition_penalty", "bf16", "fp16")
+
+
+def settings_of(evaluation: Evaluation, model: str, which: SetKind) -> dict[str, Any]:
+    """What samples depend on beside the prompts: of others none may be in the same folder."""
+    config, trainer = evaluation.loaded.recipe.evaluation, evaluation.loaded.trainer
+    return {
+        "model": model,
+        "kind": which,
+        "num_samples": config.num_samples,
+        "temperature": config.temperature,
+        "temperatures": config.temperatures,
+        "greedy": config.greedy,
+        "seed": config.seed,
+        "batch_size": config.batch_size,
+        "sets": {name: asdict_of(evaluation, name, which) for name in evaluation.sets.of(which)},
+        **{name: trainer[name] for name in SAMPLING},
+    }
+
+
+def asdict_of(evaluation: Evaluation, name: str, which: SetKind) -> dict[str, Any]:
+    """Where a set comes from."""
+    config = evaluation.loaded.recipe.evaluation
+    sources = config.sets if which == "test" else config.validation
+    return sources[name].model_dump()
+
+
+def sample_sets(
+    evaluation: Evaluation, model: PreTrainedModel, name: str, which: SetKind, folder: Path, console: Console
+) -> list[Sample]:
+    """The samples of every prompt of the recipe's sets of that kind, of all processes; what was missing is drawn.
+
+    Prompts of similar length share a batch, and each batch has random numbers that its place decides, so that an
+    evaluation that was interrupted goes on to the same samples. Raises EvaluationError where the folder holds others.
+    """
+    state = PartialState()
+    settings = settings_of(evaluation, name, which)
+    config = evaluation.loaded.recipe.evaluation
+    sampler = ModelSampler(model, evaluation.tokenizer, evaluation.loaded.trainer)
+    with (
+        own_random_numbers(),
+        offers_of(evaluation, model) as offers,
+        Progress(*progress_columns(), console=console, disable=not state.is_main_process) as progress,
+    ):
+        for set_name, data in evaluation.sets.of(which).items():
+            kept = read_samples(folder, settings)
+            done = finished_prompts(kept, set_name, config.num_samples, config.greedy)
+            state.wait_for_everyone()  # before anyone writes what others might take for done
+            chunks = list(enumerate(_chunks(data, max(1, config.batch_size // config.num_samples))))
+            mine = chunks[state.process_index :: state.num_processes]
+            left = [(place, rows) for place, rows in mine if any(row["prompt_id"] not in done for row in rows)]
+            bar = progress.add_task(f"{name} {set_name}"[-24:], total=len(mine), note="")
+            progress.advance(bar, len(mine) - len(left))
+            for place, rows in left:
+                set_seed(derived_seed(config.seed, set_name, place) % 2**32)
+                found = _sampled(evaluation, sampler, rows, set_name, offers)
+                append_samples(folder, found, settings, state.process_index)
+                progress.advance(bar)
+    state.wait_for_everyone()
+    names = set(evaluation.sets.of(which))
+    return _in_order([each for each in read_samples(folder, settings) if each.set_name in names])
+
+
+def judge_again(evaluation: Evaluation, folder: Path) -> list[Sample]:
+    """The kept samples under the recipe's verifier as it is now; nothing is sampled, and the files stay as they are.
+
+    Raises EvaluationError where nothing is kept.
+    """
+    samples = _in_order(read_samples(folder))
+    if not samples:
+        raise EvaluationError(f"{folder} holds no samples to judge again; evaluate without --rescore first.")
+    found = []
+    for name in sorted({each.set_name for each in samples}):
+        mine = [each for each in samples if each.set_name == name]
+        batch = verifier_input(mine)
+        verdicts = verify(evaluation.functions, evaluation.loaded.recipe.rewards, **batch)
+        found += judged_again(mine, verdicts, answer_texts(batch["completions"]))
+    return found
+
+
+def _in_order(samples: list[Sample]) -> list[Sample]:
+    """By prompt, so that no interval depends on the order in which prompts were sampled."""
+    return sorted(samples, key=lambda each: (each.set_name, each.prompt_id))
+
+
+def answer_texts(completions: Sequence[Any]) -> list[str]:
+    """The final answer of each completion: in <answer> </answer>, else in \\boxed{}; empty where there is none."""
+    tagged = answers_of(completions, "tag", "answer")
+    boxed = answers_of(completions, "boxed", None)
+    return [first or second for first, second in zip(tagged, boxed, strict=True)]
+
+
+def _chunks(data: Dataset, size: int) -> list[list[dict[str, Any]]]:
+    """The rows in order of the length of their prompts, so many at a time."""
+    rows = sorted(data, key=lambda row: (len(str(row["prompt"])), row["prompt_id"]))
+    return [rows[first : first + size] for first in range(0, len(rows), size)]
+
+
+def _sampled(
+    evaluation: Evaluation,
+    sampler: ModelSampler,
+    rows: Sequence[Mapping[str, Any]],
+    set_name: str,
+    offers: Mapping[str, Any],
+) -> list[Sample]:
+    config = evaluation.loaded.recipe.evaluation
+    temperature = config.temperatures.get(set_name, config.temperature)
+    repeated = [row for row in rows for _ in range(config.num_samples)]
+    draws = [(repeated, temperature), *([(rows, 0.0)] if config.greedy else [])]
+    found: list[Sample] = []
+    for each, heat in draws:
+        rollouts = sampler(each, temperature=heat)
+        verdicts = _judged(evaluation, rollouts, offers)
+        answers = answer_texts(rollouts.completions)
+        found += samples_of(rollouts, verdicts, answers, set_name=set_name, temperature=heat, seed=config.seed)
+    return found
+
+
+def _judged(evaluation: Evaluation, rollouts: Rollouts, offers: Mapping[str, Any]) -> Verdicts:
+    return verify(
+        evaluation.functions,
+        evaluation.loaded.recipe.rewards,
+        prompts=rollouts.prompts,
+        completions=rollouts.completions,
+        completion_ids=rollouts.completion_ids,
+        columns=rollouts.columns,
+        prompt_ids=rollouts.group_ids,
+        **offers,
+    )

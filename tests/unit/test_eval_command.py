@@ -1,0 +1,154 @@
+"""`rlvr eval`: samples are kept, gone on from and judged again; models are compared; mistakes end with one sentence."""
+
+import json
+from pathlib import Path
+from typing import Any
+
+import pyarrow.parquet as pq
+import pytest
+import yaml
+from typer.testing import CliRunner, Result
+
+from rlvr.cli import app
+from rlvr.evaluation.samples import read_samples
+from tests.conftest import WORDS, sharp, tiny_model, tiny_tokenizer
+
+ROWS = [{"prompt": f"{a} {b}", "answer": a} for a in WORDS[3:8] for b in WORDS[3:8]]
+
+
+@pytest.fixture
+def recipe(tmp_path: Path) -> Path:
+    """A recipe with ten held-out prompts, of which the training data has two, and two models."""
+    for name, seed in (("base", 0), ("tuned", 1)):
+        sharp(tiny_model(seed)).save_pretrained(tmp_path / name)
+        tiny_tokenizer().save_pretrained(tmp_path / name)
+    (tmp_path / "train.jsonl").write_text("\n".join(map(json.dumps, ROWS[8:])))
+    (tmp_path / "test.jsonl").write_text("\n".join(map(json.dumps, ROWS[:10])))
+    (tmp_path / "my_reward.py").write_text(
+        "from rewards._item import graded, item_reward\n"
+        "@item_reward\ndef near(text, answer):\n    return graded(float(answer in text.split()))\n"
+        "@item_reward\ndef never(text, answer):\n    return graded(0.0)\n"
+    )
+    content: dict[str, Any] = {
+        "model": str(tmp_path / "base"),
+        "data": {"train": {"dataset": "train.jsonl"}},
+        "rewards": {"functions": ["./my_reward.py:near"], "workers": 1},
+        "trainer": {"num_generations": 4, "max_completion_length": 4},
+        "evaluation": {
+            "sets": {"held": {"dataset": "test.jsonl"}},
+            "num_samples": 4,
+            "k": [1, 4],
+            "batch_size": 12,
+        },
+    }
+    path = tmp_path / "recipe.yaml"
+    path.write_text(yaml.safe_dump(content))
+    return path
+
+
+def evaluate(recipe: Path, *arguments: str) -> Result:
+    return CliRunner().invoke(app, ["eval", str(recipe), "--output", str(recipe.parent / "out"), *arguments])
+
+
+def results(recipe: Path) -> dict[str, Any]:
+    found: dict[str, Any] = json.loads((recipe.parent / "out" / "results.json").read_text())
+    return found
+
+
+def parts(recipe: Path) -> list[Path]:
+    return sorted((recipe.parent / "out").rglob("*.parquet"))
+
+
+def test_model_against_its_base(recipe: Path) -> None:
+    tuned = str(recipe.parent / "tuned")
+    result = evaluate(recipe, "--model", tuned, "--base", str(recipe.parent / "base"))
+    assert result.exit_code == 0, result.output + repr(result.exception)
+    found = results(recipe)
+    assert list(found["models"]) == [str(recipe.parent / "base"), tuned]
+    for each in found["models"].values():
+        assert set(each["held"]) == {"pass@1", "pass@4", "avg@4", "maj@4", "greedy", "length", "truncated"}
+        assert each["held"]["pass@1"]["value"] == pytest.approx(each["held"]["avg@4"]["value"])
+    values = [each["held"]["pass@1"]["value"] for each in found["models"].values()]
+    assert 0 < min(values) < max(values) < 1
+    difference = found["comparisons"]["held"]["pass_at_1"]["difference"]
+    assert difference["value"] == pytest.approx(values[1] - values[0])
+    assert found["comparisons"]["held"]["verdict"] in result.output.replace("\n", " ")
+    assert found["contamination"]["held"]["num_equal"] == 2
+    assert "2 of 10 prompts of held overlap with training prompts" in result.output
+
+
+def test_what_is_kept_is_not_sampled_again(recipe: Path) -> None:
+    assert evaluate(recipe).exit_code == 0
+    whole, samples = parts(recipe), read_samples(parts(recipe)[0].parent)
+    assert len(whole) == 4  # three prompts at a time
+    assert len(samples) == 10 * 5
+    first = results(recipe)
+    whole[1].unlink()  # as if it had been interrupted
+    kept = {path: path.stat().st_mtime_ns for path in parts(recipe)}
+    assert evaluate(recipe).exit_code == 0
+    assert {path: path.stat().st_mtime_ns for path in kept} == kept
+    again = read_samples(whole[0].parent)
+    assert sorted(again, key=str) == sorted(samples, key=str)
+    assert results(recipe) == first
+
+
+def test_other_settings_do_not_mix(recipe: Path) -> None:
+    assert evaluate(recipe).exit_code == 0
+    result = evaluate(recipe, "evaluation.seed=5")
+    assert result.exit_code == 2
+    assert "samples with seed = 0, not 5; evaluate into another folder" in result.stderr.replace("\n", " ")
+
+
+def test_rescoring_judges_what_is_kept(recipe: Path) -> None:
+    assert evaluate(recipe).exit_code == 0
+    before = {path: path.read_bytes() for path in parts(recipe)}
+    result = evaluate(recipe, "--rescore", "rewards.functions.0=./my_reward.py:never")
+    assert result.exit_code == 0, result.output + repr(result.exception)
+    (found,) = results(recipe)["models"].values()
+    assert found["held"]["pass@4"]["value"] == 0.0
+    assert {path: path.read_bytes() for path in parts(recipe)} == before
+    nothing = evaluate(recipe, "--rescore", "--model", "elsewhere")
+    assert nothing.exit_code == 2
+    assert "holds no samples to judge again" in nothing.stderr
+
+
+def test_sets_have_temperatures_of_their_own(recipe: Path) -> None:
+    result = evaluate(recipe, "evaluation.temperatures.held=0.01")
+    assert result.exit_code == 0, result.output + repr(result.exception)
+    rows = [row for path in parts(recipe) for row in pq.read_table(path).to_pylist()]
+    drawn = {row["temperature"] for row in rows if not row["is_greedy"]}
+    assert drawn == {0.01}
+    by_prompt: dict[int, set[str]] = {}
+    for row in rows:
+        by_prompt.setdefault(row["prompt_id"], set()).add(row["completion"])
+    assert all(len(texts) == 1 for texts in by_prompt.values())  # nearly greedy
+    wrong = evaluate(recipe, "evaluation.temperatures.hold=1.0")
+    assert wrong.exit_code == 2
+    assert "evaluation.temperatures.hold: there is no such set; did you mean 'held'" in wrong.stderr
+
+
+def test_checkpoints_of_a_run(recipe: Path) -> None:
+    run = recipe.parent / "run"
+    sizes = ["trainer.max_steps=2", "trainer.save_steps=1", "trainer.per_device_train_batch_size=8"]
+    options = [f"trainer.output_dir={run}", "evaluation.sets={}", "report.to=[none]", "trainer.use_cpu=true"]
+    trained = CliRunner().invoke(app, ["train", str(recipe), *sizes, *options])
+    assert trained.exit_code == 0, trained.output + repr(trained.exception)
+    result = evaluate(recipe, "--checkpoints", str(run))
+    assert result.exit_code == 0, result.output + repr(result.exception)
+    assert list(results(recipe)["models"]) == ["checkpoint-1", "checkpoint-2"]
+    assert evaluate(recipe, "--checkpoints", str(recipe.parent / "base")).exit_code == 2
+
+
+@pytest.mark.parametrize(
+    ("arguments", "message"),
+    [
+        (["--on", "validation"], "evaluation.validation names no set"),
+        (["evaluation.k=[8]"], "pass@8 cannot be estimated"),
+        (["--model", "./nowhere"], "--model: the folder './nowhere' does not exist"),
+        (["--model", "x", "--checkpoints", "y"], "--checkpoints takes the models of a run"),
+    ],
+)
+def test_mistakes(arguments: list[str], message: str, recipe: Path) -> None:
+    result = evaluate(recipe, *arguments)
+    assert result.exit_code == 2, result.output + repr(result.exception)
+    assert message in result.stderr
