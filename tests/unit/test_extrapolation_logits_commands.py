@@ -19,7 +19,7 @@ from rlvr.config.schema import ModelConfig
 from rlvr.errors import ExtrapolationError, UserError
 from rlvr.evaluation.standalone import evaluate_model
 from rlvr.extrapolation.logits import ExtrapolatedLM, load_extrapolated
-from rlvr.extrapolation.logits_running import printable
+from rlvr.reporting.printable import printable
 from rlvr.model import load_policy, load_tokenizer
 from tests.conftest import tiny_model, tiny_tokenizer
 from tests.unit.logits_cases import PROMPTS, logits, qwen3, with_lora
