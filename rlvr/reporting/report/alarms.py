@@ -137,7 +137,7 @@ def all_unsolved(run: Run) -> Alarm | None:
     return Alarm(
         "nearly all groups unsolved",
         "problem",
-        f"In {unsolved.late:.0%} of the groups no completion is right ({_over(unsolved)}, {unsolved.early:.0%} before).",
+        f"No completion is right in {unsolved.late:.0%} of the groups ({_over(unsolved)}; {unsolved.early:.0%} before).",
         {
             "data.train": "use easier prompts",
             "guidance": "help prompts that the policy cannot solve yet",
@@ -155,7 +155,7 @@ def unscorable(run: Run) -> Alarm | None:
     return Alarm(
         "completions without a verdict",
         "problem",
-        f"{found.early:.0%} of the completions had none at the beginning, {found.late:.0%} at the end ({_over(found)}).",
+        f"{found.early:.0%} of the completions had none at first, {found.late:.0%} at the end ({_over(found)}).",
         {
             "rewards.verifier": "try it by `rlvr rewards check`",
             "data.self_check": "set it to drop, so that prompts without a usable reference are left out",
@@ -170,7 +170,7 @@ def timeouts(run: Run) -> Alarm | None:
     return Alarm(
         "the verifier runs out of time",
         "problem",
-        f"{found.early:.1%} of the judgements timed out at the beginning, {found.late:.1%} at the end ({_over(found)}).",
+        f"{found.early:.1%} of the judgements timed out at first, {found.late:.1%} at the end ({_over(found)}).",
         {
             "rewards.timeout_s": "raise it",
             "rewards.cpu_s": "raise it",
@@ -262,7 +262,8 @@ def training_only(run: Run) -> Alarm | None:
         "gains on training prompts only",
         "problem",
         f"Training pass rate {passed.early:.2f} to {passed.late:.2f}; pass@1 on {worse[0].set_name}"
-        f" {worse[0].before.value:.3f} to {worse[0].after.value:.3f}. The reward may be hacked, or prompts learnt by heart.",
+        f" {worse[0].before.value:.3f} to {worse[0].after.value:.3f}. The reward may be hacked, or prompts learnt by"
+        " heart.",
         {
             "algorithm.kl_coef": "hold the policy closer to where it began",
             "data.train": "use more prompts",

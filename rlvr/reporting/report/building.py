@@ -93,14 +93,15 @@ def _how_many(total: int, included: int) -> str:
     if included == total:
         return f"All {total:,} recorded completions."
     return (
-        f"{included:,} of the {total:,} recorded completions: those of the first and last step, and of the steps between"
-        " evenly many of every outcome. The others are in completions/*.parquet of the run directory."
+        f"{included:,} of the {total:,} recorded completions: those of the first and last step, and of the steps"
+        " between evenly many of every outcome. The others are in completions/*.parquet of the run directory."
     )
 
 
 def _examples(rows: Sequence[Mapping[str, Any]]) -> list[dict[str, Any]]:
     """The first right and the first wrong completion of the first and of the last step."""
-    ends = {row["step"]: None for row in (rows[:1] + [max(rows, key=lambda row: row["step"])] if rows else [])}
+    steps = [row["step"] for row in rows]
+    ends = {min(steps), max(steps)} if steps else set()
     chosen: dict[tuple[Any, ...], dict[str, Any]] = {}
     for row in rows:
         if row["step"] in ends:

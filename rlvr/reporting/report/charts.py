@@ -92,7 +92,7 @@ def draw(chart: Chart) -> Markup:
         for index, line in enumerate(lines):
             _draw_line(axis, line, index % len(LINES))
         for step, _ in chart.marks:
-            axis.axvline(step, color=FAINT, linewidth=0.8, linestyle=(0, (1, 2)))
+            axis.axvline(step, color=INK, linewidth=1.1, linestyle=(0, (1, 2)))
         axis.set_xlabel(chart.x_label)
         axis.set_ylabel(chart.y_label)
         if chart.log_x:
@@ -108,6 +108,7 @@ def draw(chart: Chart) -> Markup:
 def draw_bars(title: str, names: Sequence[str], values: Sequence[float], unit: str) -> Markup:
     """Horizontal bars, the first on top, each with its number."""
     with _figure(title, height=0.6 + 0.27 * len(names)) as (axis, finish):
+        axis.figure.subplots_adjust(left=0.34)  # room for the names, so that the text keeps its size
         places = np.arange(len(names))[::-1]
         axis.barh(places, values, height=0.66, color=LINES[0])
         axis.set_yticks(places, names)

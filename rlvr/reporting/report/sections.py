@@ -9,10 +9,11 @@ from rlvr.reporting.report.alarms import reward_names, verifier_name
 from rlvr.reporting.report.blocks import Curve, Figure, Section, Table, Unavailable, curves, figure_of, number, present
 from rlvr.reporting.report.charts import Chart, Line, draw_bars
 from rlvr.reporting.report.records import Moment, Run, Series
-from rlvr.reporting.report.trends import step_weights
+from rlvr.reporting.report.trends import total
 from rlvr.reporting.report.verdict import change_of, interval, moments_in_words
 
 SHARE = (-0.02, 1.02)
+JUMPS = "time/extrapolate_s"
 
 
 def learning(run: Run) -> Section:
@@ -217,14 +218,15 @@ def time_and_tokens(run: Run) -> Section:
     stages = {
         name.removeprefix("time/").removesuffix("_s"): total(run, name)
         for name in run.metric_names
-        if name.startswith("time/") and name.endswith("_s")
+        if name.startswith("time/") and name.endswith("_s") and name != JUMPS
     }
     whole = total(run, "step_time")
     if not stages and not whole:
         raise Unavailable("The run logged no times.")
-    rest = whole - sum(seconds for stage, seconds in stages.items() if stage != "extrapolate")
     if whole:
-        stages["loss, update and the rest"] = max(rest, 0.0)
+        stages["loss and update"] = max(whole - sum(stages.values()), 0.0)
+    if len(run.series(JUMPS)):  # after the step, and not in every one
+        stages["jumps"] = float(run.series(JUMPS).values.sum())
     rows = sorted(stages.items(), key=lambda item: -item[1])
     every = sum(stages.values()) or 1.0
     table = Table(
@@ -253,12 +255,6 @@ def _tokens(run: Run) -> Table:
         if len(run.series(name)):
             rows.append([label, number(total(run, name))])
     return Table("Tokens", ["tokens", "number"], rows)
-
-
-def total(run: Run, name: str) -> float:
-    """The sum over all optimiser steps, where every few steps are logged with their mean."""
-    series = run.series(name)
-    return float((series.values * step_weights(series)).sum())
 
 
 def pass_at_k(run: Run) -> Section:
@@ -291,16 +287,16 @@ def changes_table(run: Run) -> Table | None:
     rows = [
         [
             f"{each.set_name}{'' if each.is_test else ' (validation)'} {each.metric}",
+            each.word,
             interval(each.before),
             interval(each.after),
             f"{each.difference:+.3f} [{each.low:+.3f}, {each.high:+.3f}]",
-            each.word,
         ]
         for each in change_of(run)
     ]
     if run.ends is None or not rows:
         return None
-    headings = ["set and metric", run.ends[0].name, run.ends[1].name, "difference", ""]
+    headings = ["set and metric", "", run.ends[0].name, run.ends[1].name, "difference"]
     return Table("Before and after, mean over prompts [95% interval]", headings, rows)
 
 

@@ -60,7 +60,7 @@ def on_what(run: Run) -> Table:
     ]
     versions = facts.get("versions")
     if isinstance(versions, Mapping):
-        rows += [[printable(str(name)), shown(each)] for name, each in versions.items()]
+        rows.append(["versions", printable(", ".join(f"{name} {each}" for name, each in versions.items()))])
     return Table("Command, machine and versions", ["", ""], rows, is_numeric=False)
 
 

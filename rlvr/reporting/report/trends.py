@@ -1,5 +1,6 @@
 """How a metric moved over a run, in a few robust numbers."""
 
+import itertools
 from dataclasses import dataclass
 
 import numpy as np
@@ -53,6 +54,9 @@ def smoothed(series: Series, window: int) -> np.ndarray:
     return np.asarray((sums[high] - sums[low]) / (high - low))
 
 
-def step_weights(series: Series) -> np.ndarray:
-    """How many optimiser steps each logged value stands for, when only every few steps are logged; [n]."""
-    return np.diff(series.steps, prepend=0) if len(series) else np.zeros(0)
+def total(run: Run, name: str) -> float:
+    """The sum over all optimiser steps; a record that is logged every few steps has their mean and counts as often."""
+    steps = [0, *(record["step"] for record in run.steps)]
+    gaps = {step: step - last for last, step in itertools.pairwise(steps)}
+    series = run.series(name)
+    return float(sum(value * gaps[step] for step, value in zip(series.steps.tolist(), series.values, strict=True)))
