@@ -51,6 +51,7 @@ from rlvr.policy_scorer import PolicyScorer, scorer_offer
 from rlvr.reporting.completions import completions_table
 from rlvr.reporting.metrics import majority_rate, mean_shares
 from rlvr.reporting.step_sums import StepSums
+from rlvr.reporting.token_values import TokenValues
 from rlvr.resumable import ResumableTrainer
 from rlvr.rollout import make_rollouts
 from rlvr.rollout.spread import Sampled, entries
@@ -112,6 +113,7 @@ class RLVRTrainer(ResumableTrainer):
         self.rewards_config = rewards
         self.latest_completions: dict[str, list[Any]] = {}  # of the newest rollouts, all ranks, on the main process
         self._step_sums = StepSums()
+        self.token_values: TokenValues | None = None  # which sees every forward pass of the loss
         self._frozen = FrozenPass(
             self.accelerator, args.per_device_train_batch_size, self._tokenizer.pad_token_id, self.temperature
         )
@@ -236,6 +238,8 @@ class RLVRTrainer(ResumableTrainer):
         read = read_completions(
             model, inputs, self.temperature, self.needs.live, scored_mask=scored_mask, scored_ids=ids
         )
+        if self.token_values is not None:
+            self.token_values.add(inputs, read.stats)
         step_loss = objective(
             read.stats,
             inputs,

@@ -137,7 +137,7 @@ def all_unsolved(run: Run) -> Alarm | None:
     return Alarm(
         "nearly all groups unsolved",
         "problem",
-        f"No completion is right in {unsolved.late:.0%} of the groups ({_over(unsolved)}; {unsolved.early:.0%} before).",
+        f"No answer is right in {unsolved.late:.0%} of the groups ({_over(unsolved)}, {unsolved.early:.0%} before).",
         {
             "data.train": "use easier prompts",
             "guidance": "help prompts that the policy cannot solve yet",

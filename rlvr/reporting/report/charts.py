@@ -16,7 +16,9 @@ from markupsafe import Markup, escape
 from rlvr.reporting.report.records import Series
 from rlvr.reporting.report.trends import smoothed
 
-SIZE = (4.4, 2.75)  # inches: about as wide as a phone, so that text keeps its size there
+WIDTH, HEIGHT = 4.3, 2.2  # inches, without legend: about as wide as a phone, so that text keeps its size there
+LEFT, RIGHT, BOTTOM, TOP = 0.66, 0.1, 0.44, 0.1  # margins in inches
+LEFT_OF_NAMES, BAR, LEGEND_ROW = 1.25, 0.27, 0.17
 SMOOTH_FROM = 60  # values from which on the line is the moving mean and the values are drawn thinly
 POINTS_AT_MOST = 1000
 MARKERS_AT_MOST = 8
@@ -50,7 +52,6 @@ STYLE = {
     "axes.spines.right": False,
     "axes.grid": True,
     "axes.axisbelow": True,
-    "axes.formatter.limits": (-4, 5),
     "grid.color": GRID,
     "grid.linewidth": 0.6,
     "xtick.color": FAINT,
@@ -87,28 +88,29 @@ class Chart:
 
 def draw(chart: Chart) -> Markup:
     """The chart as one `<svg>`; lines without a value are left out."""
-    with _figure(chart.title) as (axis, finish):
-        lines = [line for line in chart.lines if len(line.series)]
+    lines = [line for line in chart.lines if len(line.series)]
+    columns = 1 if max([len(line.label) for line in lines], default=0) > 24 else 2
+    legend = LEGEND_ROW * -(-len(lines) // columns) if len(lines) > 1 else 0.0
+    with _figure(chart.title, HEIGHT, LEFT, legend) as (axis, finish):
         for index, line in enumerate(lines):
             _draw_line(axis, line, index % len(LINES))
         for step, _ in chart.marks:
-            axis.axvline(step, color=INK, linewidth=1.1, linestyle=(0, (1, 2)))
+            axis.axvline(step, color=INK, linewidth=1.0, linestyle="--")
         axis.set_xlabel(chart.x_label)
         axis.set_ylabel(chart.y_label)
+        axis.yaxis.set_major_formatter(_tick)
         if chart.log_x:
             _powers_of_two(axis, lines)
         if chart.limits is not None:
             axis.set_ylim(*chart.limits)
-        if len(lines) > 1:
-            columns = 1 if max(len(line.label) for line in lines) > 24 else min(2, len(lines))
+        if legend:
             axis.legend(loc="lower left", bbox_to_anchor=(-0.02, 1.0), ncols=columns, borderaxespad=0.2)
         return finish()
 
 
 def draw_bars(title: str, names: Sequence[str], values: Sequence[float], unit: str) -> Markup:
     """Horizontal bars, the first on top, each with its number."""
-    with _figure(title, height=0.6 + 0.27 * len(names)) as (axis, finish):
-        axis.figure.subplots_adjust(left=0.34)  # room for the names, so that the text keeps its size
+    with _figure(title, BAR * len(names), LEFT_OF_NAMES) as (axis, finish):
         places = np.arange(len(names))[::-1]
         axis.barh(places, values, height=0.66, color=LINES[0])
         axis.set_yticks(places, names)
@@ -121,23 +123,26 @@ def draw_bars(title: str, names: Sequence[str], values: Sequence[float], unit: s
         return finish()
 
 
+def _tick(value: float, _: int) -> str:
+    return f"{value:,.0f}" if abs(value) >= 10_000 else f"{value:.4g}"
+
+
 @contextmanager
-def _figure(title: str, height: float = SIZE[1]) -> Iterator[tuple[Any, Any]]:
-    """Axes to draw on, and what makes the SVG of them."""
+def _figure(title: str, height: float, left: float, legend: float = 0.0) -> Iterator[tuple[Any, Any]]:
+    """Axes of that height to draw on, with room above for a legend, and what makes the SVG of them."""
     import matplotlib
     from matplotlib.backends.backend_svg import FigureCanvasSVG
     from matplotlib.figure import Figure
 
     with matplotlib.rc_context(STYLE):
-        figure = Figure(figsize=(SIZE[0], height))
+        whole = height + BOTTOM + TOP + legend
+        figure = Figure(figsize=(WIDTH, whole))
         FigureCanvasSVG(figure)
-        axis = figure.subplots()
+        axis = figure.add_axes((left / WIDTH, BOTTOM / whole, 1 - (left + RIGHT) / WIDTH, height / whole))
 
         def finish() -> Markup:
             buffer = io.StringIO()
-            figure.savefig(
-                buffer, format="svg", bbox_inches="tight", pad_inches=0.04, transparent=True, metadata={"Date": None}
-            )
+            figure.savefig(buffer, format="svg", transparent=True, metadata={"Date": None})
             return as_markup(buffer.getvalue(), title)
 
         yield axis, finish

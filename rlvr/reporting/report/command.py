@@ -7,8 +7,7 @@ import typer
 
 from rlvr.command_errors import user_errors
 from rlvr.errors import UserError
-
-FILE_NAME = "report.html"
+from rlvr.reporting.report import REPORT_FILE
 
 
 def report(
@@ -20,9 +19,9 @@ def report(
 ) -> None:
     """Write one self-contained HTML page about a run, or about several beside one another."""
     with user_errors():
-        path = output or (run_dirs[0] if len(run_dirs) == 1 else Path()) / FILE_NAME
+        path = output or (run_dirs[0] if len(run_dirs) == 1 else Path()) / REPORT_FILE
         if path.is_dir():
-            raise UserError(f"--output: {path} is a folder; name a file, such as {path / FILE_NAME}.")
+            raise UserError(f"--output: {path} is a folder; name a file, such as {path / REPORT_FILE}.")
 
         from rlvr.reporting.report.building import build_report
 
