@@ -135,7 +135,7 @@ def _with_few_tokens(rows: list[dict[str, Any]]) -> list[dict[str, Any]]:
 def _rounded(tokens: Sequence[Sequence[Any]]) -> list[list[Any]]:
     texts, logprobs, entropies = tokens
     numbers = [
-        [None if _plain(each) is None else round(each, 2) for each in column] for column in (logprobs, entropies)
+        [None if _plain(each) is None else round(each, 2) + 0.0 for each in column] for column in (logprobs, entropies)
     ]
     return [[printable(str(text)) for text in texts], *numbers]
 
