@@ -17,7 +17,7 @@ from rlvr.reporting.report.sections import changes_table, sections_of, verdict_n
 from rlvr.reporting.report.setup import on_what, what_was_run
 from rlvr.reporting.report.verdict import in_words, status_of
 
-COMPLETION_BYTES = 10_000_000  # of packed completions in the page, which leaves room for charts in 15 MB
+COMPLETION_BYTES = 11_500_000  # of packed completions in the page, which leaves room for charts in 15 MB
 EXAMPLES = 4
 WORDS = {1.0: "right", 0.0: "wrong", None: "no verdict"}
 
