@@ -50,6 +50,7 @@ HEALTHY: Mapping[str, Callable[[float], float]] = {
     "time/verify_s": lambda share: 0.5,
     "step_time": lambda share: 5.0,
 }
+FEW = {"outcome/pass_rate": HEALTHY["outcome/pass_rate"]}  # for a page that is quickly built
 SUMMARY = {"train_runtime": 12.5, "train_loss": 0.01}
 RECIPE: Mapping[str, Any] = {
     "model": {"path": "builtin://starter"},
@@ -75,13 +76,14 @@ def write_run(
     *,
     num_steps: int = 40,
     metrics: Mapping[str, Callable[[float], Any]] | None = None,
+    healthy: Mapping[str, Callable[[float], Any]] = HEALTHY,
     recipe: Mapping[str, Any] | None = None,
     evaluations: Mapping[str, Sequence[Mapping[str, Any]]] | None = None,
     is_finished: bool = True,
 ) -> Path:
-    """A run directory without completions; `metrics` replace healthy ones, None leaves one out."""
+    """A run directory without completions; `metrics` replace healthy ones, a value of `...` is not logged."""
     folder.mkdir(parents=True, exist_ok=True)
-    curves = {**HEALTHY, **(metrics or {})}
+    curves = {**healthy, **(metrics or {})}
     lines = []
     for step in range(1, num_steps + 1):
         values = {name: curve((step - 1) / max(1, num_steps - 1)) for name, curve in curves.items()}

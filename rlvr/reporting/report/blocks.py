@@ -6,7 +6,7 @@ from dataclasses import dataclass, field
 import numpy as np
 from markupsafe import Markup
 
-from rlvr.reporting.report.charts import Chart, Line, draw
+from rlvr.reporting.report.charts import Chart, Line, draw, identifier
 from rlvr.reporting.report.records import Run
 
 TABLE_ROWS = 12  # of the numbers behind a chart
@@ -34,6 +34,10 @@ class Figure:
     svg: Markup
     about: str
     table: Table
+
+    @property
+    def id(self) -> str:
+        return identifier(self.title)
 
 
 @dataclass(frozen=True)

@@ -3,6 +3,7 @@
 Lines differ in dash and marker as well as in colour. The same numbers give the same bytes.
 """
 
+import hashlib
 import io
 import re
 from collections.abc import Iterator, Sequence
@@ -148,11 +149,18 @@ def _figure(title: str, height: float, left: float, legend: float = 0.0) -> Iter
         yield axis, finish
 
 
+def identifier(title: str) -> str:
+    """What ids of the chart of that title begin with: there are many charts on a page."""
+    return "c" + hashlib.sha256(title.encode()).hexdigest()[:8]
+
+
 def as_markup(svg: str, title: str) -> Markup:
     """The `<svg>` element alone, sized by the page, coloured by its variables, named for screen readers."""
     body = svg[svg.index("<svg") :]
     body = re.sub(r"<metadata>.*?</metadata>", "", body, flags=re.DOTALL)
     body = re.sub(r'<g id="[a-zA-Z]\w*?_\d+"', "<g", body)
+    name = identifier(title)
+    body = re.sub(r'(\bid="|url\(#|href="#)', rf"\g<1>{name}-", body)
     body = re.sub(r"#0102([0-9a-f]{2})", lambda found: f"var(--{VARIABLES[found[1]]})", body)
     box = re.search(r'viewBox="([^"]+)"', body)
     assert box is not None

@@ -162,6 +162,8 @@ def guidance(run: Run) -> Section | None:
     """None where the run had no guidance."""
     if run.setting("guidance") is None and not _has(run, "guidance/"):
         return None
+    if not _has(run, "guidance/"):
+        raise Unavailable("The recipe has guidance, but no step logged any.")
     shares = [
         Curve("guidance/needed_frac", "in need"),
         Curve("guidance/helped_frac", "helped"),
@@ -183,7 +185,7 @@ def guidance(run: Run) -> Section | None:
     )
     rule = run.setting("guidance.rule")
     words = [f"The rule is {rule}."] if rule else []
-    return _section("guidance", "Guidance", figures, "The recipe has guidance, but no step logged any.", words)
+    return _section("guidance", "Guidance", figures, "The run logged no curve of its guidance.", words)
 
 
 def extrapolation(run: Run) -> Section | None:
@@ -192,9 +194,7 @@ def extrapolation(run: Run) -> Section | None:
         return None
     jumps, undone = run.series("extrapolation/jump"), run.series("extrapolation/undone")
     if not len(jumps):
-        return Section(
-            "extrapolation", "Extrapolation", missing="The recipe has extrapolation, but no jump was logged."
-        )
+        raise Unavailable("The recipe has extrapolation, but no jump was logged.")
     validation = [
         Curve("extrapolation/validation_before", "before the jump"),
         Curve("extrapolation/validation_after", "after the jump"),
@@ -211,7 +211,7 @@ def extrapolation(run: Run) -> Section | None:
         ),
     )
     words = [f"{len(jumps)} jumps, of which {int(undone.values.sum())} were undone."]
-    return _section("extrapolation", "Extrapolation", figures, "", words)
+    return _section("extrapolation", "Extrapolation", figures, "The run logged no curve of its jumps.", words)
 
 
 def time_and_tokens(run: Run) -> Section:
