@@ -12,7 +12,7 @@ from tests.report_runs import FEW, HEALTHY, completion, evaluated, write_complet
 
 pytestmark = pytest.mark.skipif(chromium() is None, reason="needs Chromium, such as Debian's package chromium")
 
-SHOWN = "[...document.querySelectorAll('#results .completion')].map((each) => each.innerText)"
+SHOWN = "[...document.querySelectorAll('#shown .completion')].map((each) => each.innerText)"
 COUNT = "document.querySelector('#count').textContent"
 HOSTILE = (
     "</script><script>document.title = 'owned'</script>",
@@ -124,7 +124,7 @@ def test_keyboard_alone(browser: Browser, folder: Path) -> None:
 
 
 def test_token_heat_map(browser: Browser, folder: Path) -> None:
-    tokens = "[...document.querySelector('#results .completion').querySelectorAll('.token')]"
+    tokens = "[...document.querySelector('#shown .completion').querySelectorAll('.token')]"
     opened(browser, folder, "#completions&heat=logprob")
     assert browser.value(f"{tokens}.map((each) => [each.textContent, each.className, each.title])") == [
         ["so", "token heat0", "log-probability -0.01, entropy 2.5"],

@@ -218,7 +218,11 @@ def test_hostile_text_stays_text(tmp_path: Path) -> None:
 
 
 def test_several_runs_beside_one_another(tmp_path: Path) -> None:
-    slow = {**RECIPE, "trainer": {**RECIPE["trainer"], "learning_rate": 1e-6, "beta2": 0.5}}
+    slow = {
+        **RECIPE,
+        "trainer": {**RECIPE["trainer"], "learning_rate": 1e-6, "beta2": 0.5},
+        "guidance": {"rule": "sage"},
+    }
     first = write_run(tmp_path / "first", healthy=FEW, evaluations=EVALUATIONS)
     second = write_run(
         tmp_path / "second", num_steps=30, recipe=slow, healthy=FEW, metrics={"groups/solved_frac": lambda share: 0.9}
@@ -232,7 +236,13 @@ def test_several_runs_beside_one_another(tmp_path: Path) -> None:
     assert re.search(r"first\|0\.400 \[0\.360, 0\.440\]\|0\.500", page.sections["results"])
     assert re.search(r"second\|-\|-\|-\|not evaluated at both ends", page.sections["results"])
     rows = re.findall(r"^([\w.]+)\|(.+)\|(.+)$", page.sections["differences"], flags=re.MULTILINE)
-    assert rows == [("trainer.learning_rate", "1e-05", "1e-06"), ("trainer.beta2", "(not set)", "0.5")]
+    assert rows == [
+        ("guidance", "null", "(set, see below)"),
+        ("trainer.learning_rate", "1e-05", "1e-06"),
+        ("guidance.rule", "(not set)", "sage"),
+        ("trainer.beta2", "(not set)", "0.5"),
+    ]
+    assert len(set(page.ids)) == len(page.ids)
     assert "nearly all groups solved" in page.sections["alarms"]
     assert completions_of(html) == ["of the first", "of the second"]
 

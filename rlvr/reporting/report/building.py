@@ -55,7 +55,7 @@ def _several(runs: Sequence[Run], is_live: bool, completions: Sequence[Completio
     return Page(
         title=f"{len(runs)} runs: {', '.join(run.name for run in runs)}",
         subtitle="The runs beside one another, aligned by optimiser step.",
-        verdicts=[(run.name, [*in_words(run), f"The run is {status_of(run)}."]) for run in runs],
+        verdicts=[(run.name, [*in_words(run), f"State: {status_of(run)}."]) for run in runs],
         notes=[f"{run.name}: {note}" for run in runs for note in verdict_notes(run)],
         changes=None,
         alarms=None,

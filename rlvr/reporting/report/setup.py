@@ -8,8 +8,9 @@ from rlvr.reporting.printable import printable
 from rlvr.reporting.report.blocks import Table
 from rlvr.reporting.report.records import Run
 
-ABSENT = "(not set)"
+ABSENT, SECTION = "(not set)", "(set, see below)"
 LONGEST_VALUE = 300  # characters
+FACTS = ("seed", "machine", "num_processes", "python")
 
 # (what it is, dotted key of the recipe)
 SUMMARY_KEYS: tuple[tuple[str, str], ...] = (
@@ -53,10 +54,7 @@ def on_what(run: Run) -> Table:
     rows = [
         ["folder", printable(str(run.folder.resolve()))],
         ["command", printable(" ".join(map(str, command))) if isinstance(command, list) else "-"],
-        ["seed", shown(facts.get("seed"))],
-        ["machine", shown(facts.get("machine"))],
-        ["processes", shown(facts.get("num_processes"))],
-        ["python", shown(facts.get("python"))],
+        *([key.replace("num_", ""), shown(facts[key])] for key in FACTS if facts.get(key) is not None),
     ]
     versions = facts.get("versions")
     if isinstance(versions, Mapping):
@@ -76,12 +74,18 @@ def differences(runs: Sequence[Run]) -> Table | None:
     keys = list(dict.fromkeys(key for each in flat for key in each))
     rows = []
     for key in keys:
-        values = [shown(each[key]) if key in each else ABSENT for each in flat]
+        values = [_value(each, key) for each in flat]
         if len(set(values)) > 1:
             rows.append([printable(key), *values])
     if not rows:
         return None
     return Table("Recipe differences", ["key", *(run.name for run in runs)], rows, is_numeric=False)
+
+
+def _value(flat: Mapping[str, Any], key: str) -> str:
+    if key in flat:
+        return shown(flat[key])
+    return SECTION if any(each.startswith(f"{key}.") for each in flat) else ABSENT
 
 
 def _flat(value: Any, where: str = "") -> Iterator[tuple[str, Any]]:

@@ -109,9 +109,9 @@
     byId("next").disabled = page >= pages - 1;
     byId("heat-key").hidden = !heat;
     byId("heat-key").textContent = heat === "entropy"
-      ? `Darker: the policy was less sure of this token (entropy, darkest from ${SCALE.entropy} nats). Point at a token for its numbers.`
-      : `Darker: the token was less likely (log-probability, darkest from -${SCALE.logprob}). Point at a token for its numbers.`;
-    byId("results").replaceChildren(...found.slice(page * PAGE, (page + 1) * PAGE).map((each) => card(each, heat)));
+      ? `Stronger colour: the policy was less sure of this token (entropy, strongest from ${SCALE.entropy} nats). Point at a token for its numbers.`
+      : `Stronger colour: the token was less likely (log-probability, strongest from -${SCALE.logprob}). Point at a token for its numbers.`;
+    byId("shown").replaceChildren(...found.slice(page * PAGE, (page + 1) * PAGE).map((each) => card(each, heat)));
   }
 
   function make(tag, className, ...children) {
