@@ -4,6 +4,7 @@ import base64
 import itertools
 import json
 import os
+import select
 import shutil
 import subprocess
 import tempfile
@@ -13,6 +14,7 @@ from types import TracebackType
 from typing import Any
 
 NAMES = ("chromium", "chromium-browser", "google-chrome", "chrome", "chrome-headless-shell")
+ANSWER_S = 120
 FLAGS = (
     "--headless",
     "--no-sandbox",
@@ -93,6 +95,8 @@ class Browser:
     def _receive(self) -> Any:
         parts = [self._left]
         while b"\0" not in parts[-1]:
+            if not select.select([self._answers], [], [], ANSWER_S)[0]:
+                raise TimeoutError(f"the browser gave no answer in {ANSWER_S} s")
             received = self._answers.read(1 << 20)
             if not received:
                 raise RuntimeError("the browser ended")

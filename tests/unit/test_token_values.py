@@ -18,7 +18,7 @@ def test_pieces_keep_their_spaces() -> None:
     tokenizer = tiny_tokenizer()
     ids = tokenizer("a b b <eos>")["input_ids"]
     assert pieces_of(tokenizer, ids) == ["a", " b", " b", " <eos>"]
-    assert pieces_of(tokenizer, []) == []
+    assert pieces_of(tokenizer, [4]) == ["b"]
 
 
 def test_values_are_those_of_a_plain_forward_pass(tmp_path: Path, make_trainer: MakeTrainer) -> None:
@@ -39,7 +39,8 @@ def test_values_are_those_of_a_plain_forward_pass(tmp_path: Path, make_trainer: 
     for row in range(3):
         pieces = table["token_text"][row]
         assert len(pieces) == table["num_tokens"][row]
-        assert "".join(pieces).removesuffix(" <eos>") == table["completion"][row]
+        words = [word for word in "".join(pieces).split() if not word.startswith("<")]
+        assert " ".join(words) == table["completion"][row]  # which leaves special tokens out
         prompt = tokenizer(table["prompt"][row])["input_ids"]
         completion = tokenizer.convert_tokens_to_ids([piece.strip() for piece in pieces])
         with torch.no_grad():

@@ -39,7 +39,7 @@ DASHES: tuple[Any, ...] = (
 )
 MARKERS = ("o", "s", "^", "D", "v", "P", "X", "*")
 
-STYLE = {
+STYLE: dict[Any, Any] = {
     "svg.hashsalt": "rlvr",
     "svg.fonttype": "none",
     "font.family": "sans-serif",
