@@ -170,10 +170,14 @@ def test_run_leaves_what_it_promises(recipe: Path) -> None:
         "policy/model.safetensors",
         "policy/tokenizer.json",
         "recipe.yaml",
+        "report.html",
     ]
     assert [name for name in expected if not (run / name).exists()] == []
     assert "pass@1" in result.output
     assert str(run / "policy") in result.output.replace("\n", "")
+    assert str(run / "report.html") in result.output.replace("\n", "")
+    kept = pq.read_table(run / "completions" / "step-000001.parquet")["token_logprob"]
+    assert len(kept) - kept.null_count == 2
 
 
 def test_dry_run_prints_the_resolved_recipe_and_writes_nothing(recipe: Path) -> None:
