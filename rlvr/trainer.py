@@ -68,6 +68,8 @@ class RLVRTrainer(ResumableTrainer):
     the functions is the verifier. `train_dataset` needs the columns `prompt` and `prompt_id`.
     """
 
+    token_values: TokenValues | None = None  # sees every forward pass of the loss
+
     def __init__(
         self,
         model: PreTrainedModel,
@@ -113,7 +115,6 @@ class RLVRTrainer(ResumableTrainer):
         self.rewards_config = rewards
         self.latest_completions: dict[str, list[Any]] = {}  # of the newest rollouts, all ranks, on the main process
         self._step_sums = StepSums()
-        self.token_values: TokenValues | None = None  # which sees every forward pass of the loss
         self._frozen = FrozenPass(
             self.accelerator, args.per_device_train_batch_size, self._tokenizer.pad_token_id, self.temperature
         )
