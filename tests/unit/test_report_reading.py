@@ -5,6 +5,7 @@ import json
 from pathlib import Path
 
 import pytest
+from transformers.integrations.integration_utils import rewrite_logs
 
 from rlvr.errors import UserError
 from rlvr.reporting.report.completions import (
@@ -21,7 +22,7 @@ from rlvr.reporting.report.reading import read_runs
 from rlvr.reporting.report.records import Run
 from rlvr.reporting.report.trends import smoothed, total, trend
 from rlvr.reporting.report.verdict import change_of, in_words, status_of
-from tests.report_runs import completion, evaluated, write_completions, write_run
+from tests.report_runs import HEALTHY, completion, evaluated, write_completions, write_run
 
 
 def read(folder: Path) -> Run:
@@ -144,6 +145,12 @@ def test_totals_and_trends(tmp_path: Path) -> None:
     assert found is not None
     assert (found.early, found.late, found.early_steps, found.late_steps) == (1.5, 37.5, (1, 4), (37, 40))
     assert smoothed(long.series("loss"), 3).tolist()[:3] == pytest.approx([0.5, 1.0, 2.0])
+
+
+def test_trackers_get_the_names_of_metrics_jsonl_behind_train() -> None:
+    """As docs/report.md says; transformers names them so for wandb, trackio and tensorboard alike."""
+    names = (*HEALTHY, "eval/heldout/pass@1")
+    assert list(rewrite_logs(dict.fromkeys(names, 0.0))) == [f"train/{name}" for name in names]
 
 
 # ---- completions ----------------------------------------------------------------------------------------------------

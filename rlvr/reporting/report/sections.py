@@ -309,7 +309,7 @@ def every_metric(run: Run) -> Section:
     if not rows:
         raise Unavailable("No step was logged.")
     headings = ["metric", "first", "last", "least", "mean", "largest", "logged"]
-    words = ["The same names as in the terminal's metrics.jsonl, wandb, trackio and tensorboard."]
+    words = ["Names as in metrics.jsonl; wandb, trackio and tensorboard have them behind train/."]
     return Section("metrics", "Every metric", words, tables=[Table("Every metric", headings, rows)])
 
 
