@@ -16,6 +16,7 @@ from rlvr.errors import RecipeError, UserError
 from rlvr.evaluation.command import evaluate
 from rlvr.extrapolation.commands import extrapolate_app
 from rlvr.extrapolation.linearity_command import linearity
+from rlvr.reporting.report.command import report
 from rlvr.scaling.command import doctor
 
 app = typer.Typer(
@@ -31,6 +32,7 @@ app.add_typer(extrapolate_app, name="extrapolate")
 app.command("linearity")(linearity)
 app.command("eval")(evaluate)
 app.command("doctor")(doctor)
+app.command("report")(report)
 
 RecipeArgument = Annotated[Path, typer.Argument(help="a recipe file, such as recipes/quickstart.yaml")]
 OverridesArgument = Annotated[list[str] | None, typer.Argument(help="key=value, such as trainer.max_steps=100")]

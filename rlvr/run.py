@@ -31,6 +31,9 @@ from rlvr.extrapolation.periodic import PeriodicJumps
 from rlvr.processes import join_processes
 from rlvr.reporting.console import ProgressCallback, comparison_table
 from rlvr.reporting.recorder import RecorderCallback, draw_learning_curve, read_metrics
+from rlvr.reporting.report import REPORT_FILE
+from rlvr.reporting.report.building import build_report
+from rlvr.reporting.token_values import TokenValues
 from rlvr.rollout.engine_check import EngineCheck
 from rlvr.watching.running import watched
 
@@ -80,6 +83,9 @@ def run_recipe(loaded: LoadedRecipe, resume: bool, other_versions: bool = False)
     engine.host = trainer.engine_host()
     evaluation.sample, evaluation.offers, evaluation.record = trainer.sample, trainer.offers, trainer.record
     recorder.latest_completions = lambda: trainer.latest_completions
+    if recorder.completions_every and state.is_main_process:
+        values = trainer.token_values = TokenValues(loaded.recipe.report.token_values, parts.tokenizer)
+        recorder.latest_completions = lambda: values.with_values(trainer.latest_completions)
     trainer.retain = Retention(loaded.recipe.checkpoints, loaded.output_dir)
     if checkpoint is not None:
         kind = trainer.accelerator.distributed_type.value
@@ -146,8 +152,11 @@ def _conclude(loaded: LoadedRecipe, policy_dir: Path, console: Console) -> None:
         console.print(comparison_table(before, after))
     picture = loaded.output_dir / "learning_curve.png"
     draw_learning_curve(read_metrics(loaded.output_dir), before, after, picture)
+    report = loaded.output_dir / REPORT_FILE
+    build_report([loaded.output_dir], report)
     console.print(
-        f"policy          {policy_dir}\nlearning curve  {picture}\nmetrics         {loaded.output_dir}/metrics.jsonl"
+        f"policy          {policy_dir}\nlearning curve  {picture}\nmetrics         {loaded.output_dir}/metrics.jsonl\n"
+        f"report          {report}"
     )
 
 

@@ -51,6 +51,7 @@ from rlvr.policy_scorer import PolicyScorer, scorer_offer
 from rlvr.reporting.completions import completions_table
 from rlvr.reporting.metrics import majority_rate, mean_shares
 from rlvr.reporting.step_sums import StepSums
+from rlvr.reporting.token_values import TokenValues
 from rlvr.sampling_trainer import SamplingTrainer
 from rlvr.seeds import derived_seed
 from rlvr.types import Microbatch, Rollouts, ScoredRollouts, TrainRow
@@ -64,6 +65,8 @@ class RLVRTrainer(SamplingTrainer):
     `args` sets sizes, sampling and optimisation; `algorithm` the objective; `rewards` what is optimised and which of
     the functions is the verifier. `train_dataset` needs the columns `prompt` and `prompt_id`.
     """
+
+    token_values: TokenValues | None = None  # sees every forward pass of the loss
 
     def __init__(
         self,
@@ -211,6 +214,8 @@ class RLVRTrainer(SamplingTrainer):
         read = read_completions(
             model, inputs, self.temperature, self.needs.live, scored_mask=scored_mask, scored_ids=ids
         )
+        if self.token_values is not None:
+            self.token_values.add(inputs, read.stats)
         step_loss = objective(
             read.stats,
             inputs,

@@ -247,6 +247,7 @@ class ReportConfig(Section):
     to: list[Literal["none", "wandb", "trackio", "tensorboard"]] = Field(default=["wandb"], min_length=1)
     project: str = "rlvr"
     completions_every: int = Field(default=1, ge=0)  # write the completions of every Nth step, 0 = never
+    token_values: int = Field(default=2, ge=0)  # of these, how many with log-prob and entropy of every token
 
     @model_validator(mode="after")
     def _check_none(self) -> Self:

@@ -2,7 +2,6 @@
 
 import json
 import math
-import unicodedata
 from collections.abc import Sequence
 from dataclasses import dataclass
 from pathlib import Path
@@ -34,6 +33,7 @@ from rlvr.evaluation.standalone import evaluate_model
 from rlvr.extrapolation.logits import ExtrapolatedLM, check_same_tokens, load_extrapolated
 from rlvr.model import load_tokenizer
 from rlvr.reporting.console import progress_columns
+from rlvr.reporting.printable import printable
 from rlvr.rollout.generating import end_token_ids
 
 PROMPTS_AT_ONCE = 16
@@ -213,11 +213,3 @@ def _prompts_of(path: Path) -> list[str]:
         row = next(number for number, prompt in enumerate(prompts, start=1) if not isinstance(prompt, str))
         raise DataError(f"{where}: row {row} has no text as its `prompt`; give every row one")
     return texts
-
-
-def printable(text: str) -> str:
-    """The text with control characters, all but line ends and tabs, as escapes such as \\x1b: terminals obey them."""
-    return "".join(
-        each.encode("unicode_escape").decode() if unicodedata.category(each)[0] == "C" and each not in "\n\t" else each
-        for each in text
-    )

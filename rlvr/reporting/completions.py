@@ -1,6 +1,7 @@
 """Completions as a table, and its parquet files."""
 
 import json
+from collections.abc import Mapping, Sequence
 from pathlib import Path
 from typing import Any
 
@@ -26,7 +27,7 @@ def completions_table(scored: ScoredRollouts, advantages: list[float]) -> dict[s
     return table
 
 
-def write_completions(table: dict[str, list[Any]], folder: Path, step: int) -> Path:
+def write_completions(table: Mapping[str, Sequence[Any]], folder: Path, step: int) -> Path:
     """Writes `folder/step-000123.parquet`."""
     import pyarrow as pa
     import pyarrow.parquet as pq

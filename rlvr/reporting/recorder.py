@@ -19,9 +19,8 @@ class RecorderCallback(TrainerCallback):
 
     def __init__(self, run_dir: Path, completions_every: int) -> None:
         self.run_dir, self.completions_every = run_dir, completions_every
-        self.latest_completions: Callable[[], dict[str, list[Any]]] | None = (
-            None  # the trainer's, known once it is built
-        )
+        # The trainer's, known once it is built.
+        self.latest_completions: Callable[[], Mapping[str, Sequence[Any]]] | None = None
 
     def on_log(
         self,

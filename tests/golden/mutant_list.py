@@ -10,6 +10,7 @@ from tests.golden.mutant_list_linearity import LINEARITY_FAULTS, LINEARITY_TESTS
 from tests.golden.mutant_list_logits import LOGITS_FAULTS, LOGITS_TESTS
 from tests.golden.mutant_list_ops import OPS_FAULTS
 from tests.golden.mutant_list_regularizers import REGULARIZER_FAULTS
+from tests.golden.mutant_list_report import REPORT_FAULTS, REPORT_TESTS
 from tests.golden.mutant_list_rewards import POOL_TESTS, REWARD_FAULTS, TESTS_OF_REWARDS
 from tests.golden.mutant_list_scaling import SCALING_FAULTS, SCALING_TESTS
 from tests.golden.mutant_list_search import SEARCH_FAULTS, SEARCH_TESTS
@@ -328,5 +329,6 @@ MUTANTS = (
     *(Mutant(*fault, tests=BEYOND_TESTS[fault[0]]) for fault in BEYOND_FAULTS),
     *(Mutant(*fault, tests=SCALING_TESTS[fault[0]]) for fault in SCALING_FAULTS),
     *(Mutant(*fault, tests=WATCHING_TESTS[fault[0]]) for fault in WATCHING_FAULTS),
+    *(Mutant(*fault, tests=REPORT_TESTS[fault[0]]) for fault in REPORT_FAULTS),
     *(Mutant(*fault, tests=TESTS_OF_REWARDS.get(fault[0], POOL_TESTS)) for fault in REWARD_FAULTS),
 )

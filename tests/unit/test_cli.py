@@ -174,6 +174,7 @@ def test_run_leaves_what_it_promises(recipe: Path) -> None:
         "policy/tokenizer.json",
         "ranks/rank-0/log.txt",
         "recipe.yaml",
+        "report.html",
     ]
     assert [name for name in expected if not (run / name).exists()] == []
     heartbeat = json.loads((run / "ranks/rank-0/heartbeat.json").read_text())
@@ -182,6 +183,9 @@ def test_run_leaves_what_it_promises(recipe: Path) -> None:
     assert [step.get("watch/skipped_steps") for step in steps] == [0.0, 0.0, None]  # the last line sums up the run
     assert "pass@1" in result.output
     assert str(run / "policy") in result.output.replace("\n", "")
+    assert str(run / "report.html") in result.output.replace("\n", "")
+    kept = pq.read_table(run / "completions" / "step-000001.parquet")["token_logprob"]
+    assert len(kept) - kept.null_count == 2
 
 
 def test_dry_run_prints_the_resolved_recipe_and_writes_nothing(recipe: Path) -> None:

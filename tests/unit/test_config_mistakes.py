@@ -111,9 +111,14 @@ def test_files_that_are_not_a_mapping(text: str, message: str) -> None:
         # types and ranges
         (
             "report: [wandb]",
-            "report: ['wandb'] is not valid; it must be a mapping with the keys to, project, completions_every",
+            "report: ['wandb'] is not valid; it must be a mapping with the keys to, project, completions_every,"
+            " token_values",
         ),
-        ("report:", "report: null is not valid; it must be a mapping with the keys to, project, completions_every"),
+        (
+            "report:",
+            "report: null is not valid; it must be a mapping with the keys to, project, completions_every,"
+            " token_values",
+        ),
         ("trainer: 5", "trainer: 5 is not valid; it must be a mapping"),
         ("report: {project: 5}", "report.project: 5 is not valid; it must be a string"),
         ("report: {to: wandb}", "report.to: 'wandb' is not valid; it must be a list"),

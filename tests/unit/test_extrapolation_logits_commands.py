@@ -19,8 +19,8 @@ from rlvr.config.schema import ModelConfig
 from rlvr.errors import CheckpointError, ExtrapolationError, UserError
 from rlvr.evaluation.standalone import evaluate_model
 from rlvr.extrapolation.logits import ExtrapolatedLM, load_extrapolated
-from rlvr.extrapolation.logits_running import printable
 from rlvr.model import load_policy, load_tokenizer
+from rlvr.reporting.printable import printable
 from tests.conftest import tiny_model, tiny_tokenizer
 from tests.unit.logits_cases import PROMPTS, logits, qwen3, with_lora
 
