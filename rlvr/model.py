@@ -98,6 +98,8 @@ def load_policy(config: ModelConfig, where: str = WHERE) -> PreTrainedModel:
         )
     except OSError as error:
         raise _not_loaded(config.path, error, where) from error
+    if config.quantization is not None:
+        _keep_trainable(model)
     return model
 
 
@@ -124,6 +126,18 @@ def _quantization(config: ModelConfig) -> BitsAndBytesConfig | None:
     return QUANTIZATIONS[config.quantization](
         torch.bfloat16 if config.dtype == "auto" else getattr(torch, config.dtype)
     )
+
+
+def _keep_trainable(model: PreTrainedModel) -> None:
+    """Keeps 4-bit layers from repacking their weights for some CPUs when they run in evaluation mode.
+
+    They would give no gradient to their inputs from then on, without a word.
+    """
+    from bitsandbytes.nn import Linear4bit
+
+    for module in model.modules():
+        if isinstance(module, Linear4bit):
+            module.support_avx512bf16_for_cpu = False
 
 
 def _not_loaded(path: str, error: OSError, where: str) -> UserError:

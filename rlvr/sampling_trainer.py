@@ -68,7 +68,8 @@ class SamplingTrainer(ResumableTrainer):
     def engine_host(self) -> EngineHost:
         """What a check of the sampling engine works with."""
         accelerator = self.accelerator
-        is_float32 = accelerator.unwrap_model(self.model).dtype == torch.float32
+        policy = accelerator.unwrap_model(self.model)
+        is_float32 = policy.dtype == torch.float32 and not hasattr(policy.config, "quantization_config")
         return EngineHost(
             accelerator,
             self._probe,

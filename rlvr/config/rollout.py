@@ -19,7 +19,7 @@ class RolloutConfig(Section):
     """Whether the engine that samples is checked to have the weights in training."""
 
     check_engine: Literal["start", "every_sync", "off"] = "start"  # every_sync: before each generation phase
-    # Bound on the mean of |exp(trainer's log-prob - engine's) - 1|; null: 0.001 in float32, 0.05 in 16 bits or vLLM.
+    # Bound on the mean of |exp(trainer's log-prob - engine's) - 1|; null: 0.001 in float32, 0.05 in fewer bits or vLLM.
     engine_tolerance: float | None = Field(default=None, gt=0)
 
     @field_validator("check_engine", mode="before")

@@ -59,6 +59,7 @@ def recorded_logprobs(model: Any) -> Iterator[list[Tensor]]:
     What it drew by, the log-probs [b, T] of the new tokens after all processing, is added to the list at each call.
     """
     generate, found = model.generate, []
+    was_its_own = "generate" in vars(model)  # of FSDP2, which gathers weights by it
 
     def recording(*args: Any, **kwargs: Any) -> Tensor:
         output = generate(*args, **kwargs)
@@ -72,7 +73,10 @@ def recorded_logprobs(model: Any) -> Iterator[list[Tensor]]:
     try:
         yield found
     finally:
-        del model.generate
+        if was_its_own:
+            model.generate = generate
+        else:
+            del model.generate
 
 
 def rows_of(rollouts: Rollouts) -> list[TrainRow]:

@@ -192,7 +192,7 @@ def test_two_launchers_meet_as_two_machines(tmp_path: Path) -> None:
     script.write_text(
         "from accelerate import PartialState\nfrom accelerate.utils import gather_object\n"
         "state = PartialState(cpu=True)\nfound = gather_object([state.process_index])\n"
-        "open(f'rank-{state.process_index}', 'w').write(str(found))\n"
+        "open(f'rank-{state.process_index}', 'w').write(str(found))\nstate.destroy_process_group()\n"
     )
     with socket.socket() as free:
         free.bind(("127.0.0.1", 0))

@@ -36,7 +36,7 @@ LOGITS_FAULTS: tuple[tuple[str, str, str, str], ...] = (
     (LOGITS, "copy.deepcopy(own.generation_config)", "self.generation_config", "defaults of the tuned model dropped"),
     (LOGITS, "and given.get_seq_length() == 0", "", "a cache of one model taken for two"),
     (LOGITS, "        _check_alpha(alpha)\n", "        pass\n", "alpha NaN taken"),
-    (LOGITS, "_with_adapter(below, base) if _is_adapter(base) else below", "below", "adapter of the base dropped"),
+    (LOGITS, "with_adapter(below, base) if is_adapter(base) else below", "below", "adapter of the base dropped"),
     (LOGITS, '"dtype": dtype,', '"dtype": "auto",', "dtype not obeyed"),
     (RUNNING, '"top_k": 0, ', "", "the model's own top-k used"),
     (RUNNING, '"top_p": self.top_p, ', "", "the model's own top-p used"),

@@ -61,6 +61,7 @@ def test_run_trains_the_adapter_and_saves_what_reads_as_the_policy(tmp_path: Pat
         "algorithm": {"preset": "dapo", "kl_coef": 0.1, "advantage": "none"},
         "trainer": {"num_generations": 4, "per_device_train_batch_size": 8, "max_completion_length": 12}
         | {"max_steps": 2, "learning_rate": 0.1, "gradient_checkpointing": True, "use_cpu": True},
+        "evaluation": {"num_samples": 1, "k": [1], "sets": {"rows": {"dataset": "rows.jsonl"}}},
         "report": {"to": ["none"]},
     }
     (tmp_path / "recipe.yaml").write_text(yaml.safe_dump(content))
@@ -71,7 +72,11 @@ def test_run_trains_the_adapter_and_saves_what_reads_as_the_policy(tmp_path: Pat
     assert second["kl/k3_ref"] > 1e-6
     assert first["grad_norm"] > 1e-4
     # Smaller than the spacing of bfloat16 are most steps of a real learning rate.
-    assert {value.dtype for value in load_file(policy / "adapter_model.safetensors").values()} == {torch.float32}
+    adapters = load_file(policy / "adapter_model.safetensors")
+    assert {value.dtype for value in adapters.values()} == {torch.float32}
+    moved = {name: value.norm().item() for name, value in adapters.items() if name.endswith("lora_B.weight")}
+    # Of layers within blocks too, which learn through the quantised ones behind them, after an evaluation as well.
+    assert min(moved.values()) > 0.01 * max(moved.values())
     base, trained = load_policy(loaded.recipe.model), load_policy(quantised(kind, path=str(policy)))
     assert trained.model.layers[0].mlp.up_proj.base_layer.weight.element_size() == 1
     assert not torch.allclose(logits(trained), logits(base), atol=1e-3)
