@@ -16,6 +16,7 @@ Curves = Mapping[str, Callable[[float], Any]]
 UP = {"before": [evaluated("test", pass_at_1=(0.3, 0.28, 0.32), pass_at_8=(0.8, 0.78, 0.82))]}
 NARROWED = [evaluated("test", pass_at_1=(0.5, 0.48, 0.52), pass_at_8=(0.7, 0.68, 0.72))]
 WIDENED = [evaluated("test", pass_at_1=(0.5, 0.48, 0.52), pass_at_8=(0.85, 0.83, 0.87))]
+UNCLEAR = [evaluated("test", pass_at_1=(0.5, 0.48, 0.52), pass_at_8=(0.79, 0.77, 0.81))]
 FELL = [evaluated("test", pass_at_1=(0.2, 0.18, 0.22))]
 FELL_A_LITTLE = [evaluated("test", pass_at_1=(0.29, 0.27, 0.31))]
 FELL_IN_VALIDATION = [evaluated("test", role="validation", pass_at_1=(0.2, 0.18, 0.22))]
@@ -76,6 +77,7 @@ DOES_NOT: tuple[tuple[str, Curves, list[dict[str, Any]] | None], ...] = (
     ("training_only", {}, FELL_IN_VALIDATION),
     ("training_only", FLAT_PASS, FELL),
     ("narrowing", {}, WIDENED),
+    ("narrowing", {}, UNCLEAR),
     ("narrowing", {}, FELL),
 )
 

@@ -76,10 +76,12 @@ def test_lines_that_a_crash_cut_and_values_that_are_no_numbers(tmp_path: Path) -
 
 def test_newest_record_of_a_step_counts_and_a_resumed_run_goes_on(tmp_path: Path) -> None:
     records = [{"step": 1, "loss": 1.0}, {"step": 1, "train_runtime": 1.0}, {"step": 1, "loss": 2.0}, {"step": 2}]
+    records.insert(1, {"step": 1, "eval/test/pass@1": 0.5})  # beside what else the step logged
     (tmp_path / "metrics.jsonl").write_text("".join(json.dumps(each) + "\n" for each in records))
     (tmp_path / "recipe.yaml").write_text("trainer: {max_steps: 5}\n")
     run = read(tmp_path)
     assert run.series("loss").values.tolist() == [2.0]
+    assert run.series("eval/test/pass@1").values.tolist() == [0.5]
     assert status_of(run) == "not finished: step 2 of 5"
 
 
@@ -158,13 +160,14 @@ def test_trackers_get_the_names_of_metrics_jsonl_behind_train() -> None:
 
 def test_columns_that_are_missing_or_unknown(tmp_path: Path) -> None:
     write_completions(tmp_path, 1, [{"completion": "a", "outcome": float("nan"), "mystery": b"x", "reward/exact": 1.0}])
-    write_completions(tmp_path, 2, [completion("b", hint="think", num_tokens=7)])
+    write_completions(tmp_path, 2, [completion("b\x1b[2J", hint="think", num_tokens=7)])
     (tmp_path / "completions" / "step-000003.parquet").write_bytes(b"PAR1 cut")
     found = read_completions(tmp_path / "completions")
     assert found.total == 2
     assert found.notes == ("completions/step-000003.parquet cannot be read.",)
     first, second = found.rows
     assert (first["completion"], first["prompt"], first["outcome"], first["parts"]) == ("a", None, None, {"exact": 1.0})
+    assert second["completion"] == "b\\x1b[2J"
     assert (second["hint"], second["num_tokens"], second["step"], second["tokens"]) == ("think", 7, 2, None)
 
 
