@@ -4,6 +4,7 @@ TRL and transformers keep none of it in a checkpoint: completions that are still
 log record, what the judge remembers. Each process writes its own file.
 """
 
+import zipfile
 from dataclasses import dataclass, fields
 from pathlib import Path
 from pickle import UnpicklingError
@@ -45,6 +46,8 @@ def load_progress(checkpoint: Path, rank: int, device: torch.device) -> Progress
     """This process's state, its tensors on the device. Raises CheckpointError if the file is missing or damaged."""
     path = checkpoint / FILE.format(rank)
     try:
+        if path.is_file() and not zipfile.is_zipfile(path):
+            raise ValueError("it is not what torch.save writes")
         with torch.serialization.safe_globals(RECORDS):
             content = torch.load(path, map_location=device, weights_only=True)
         return Progress(**content)

@@ -58,7 +58,7 @@ def test_kill_at_random_moments(tmp_path: Path) -> None:
 def test_two_processes(engine: str, tmp_path: Path) -> None:
     prepare(tmp_path, 2)
     run(tmp_path, "whole", processes=2, config=ENGINES[engine])
-    for step in (6, 13):
+    for step in (6, 13) if engine == "ddp" else (13,):  # in the second pass, within a generation
         run(tmp_path, "stopped", stop_at=step, processes=2, config=ENGINES[engine])
     run(tmp_path, "stopped", processes=2, config=ENGINES[engine])
     check_equal(tmp_path / "whole", tmp_path / "stopped")

@@ -11,6 +11,7 @@ from tests.golden.mutant_list_logits import LOGITS_FAULTS, LOGITS_TESTS
 from tests.golden.mutant_list_ops import OPS_FAULTS
 from tests.golden.mutant_list_regularizers import REGULARIZER_FAULTS
 from tests.golden.mutant_list_report import REPORT_FAULTS, REPORT_TESTS
+from tests.golden.mutant_list_resume import RESUME_FAULTS, RESUME_TESTS
 from tests.golden.mutant_list_rewards import POOL_TESTS, REWARD_FAULTS, TESTS_OF_REWARDS
 from tests.golden.mutant_list_scaling import SCALING_FAULTS, SCALING_TESTS
 from tests.golden.mutant_list_search import SEARCH_FAULTS, SEARCH_TESTS
@@ -133,6 +134,7 @@ FAULTS: tuple[tuple[str, str, str, str], ...] = (
 )
 
 OBJECTIVE, BATCHING, MODEL, TRAINER = "objectives/objective.py", "batching.py", "policy.py", "trainer.py"
+SAMPLING = "sampling_trainer.py"
 STAGE, FROZEN, VERIFY, SUPPORT = "advantages.py", "frozen.py", "verification/verify.py", "ops/support.py"
 GROUP_FILTER = "objectives/group_filter.py"
 REWARD_KL, STEP_SUMS = "objectives/reward_kl.py", "reporting/step_sums.py"
@@ -238,7 +240,7 @@ STEP_FAULTS: tuple[tuple[str, str, str, str], ...] = (
     ),
     (TRAINER, "self.state.global_step == 0:", "self.state.global_step < 0:", "no start of the regularisers"),
     (
-        TRAINER,
+        SAMPLING,
         "return self._buffered_inputs is None or self._step % generate_every == 0",
         "return self._buffered_inputs is None or self._step % self.args.steps_per_generation == 0",
         "no iterations",
@@ -297,6 +299,7 @@ TESTS_OF: dict[str, tuple[str, ...]] = {
     METRICS: ("tests/unit/test_evaluate.py", "tests/unit/test_metrics.py"),
     STAGE: (STAGES, REWARD_TESTS, "tests/unit/test_group_filter_in_trainer.py"),
     GROUP_FILTER: ("tests/golden/test_group_filter.py",),
+    SAMPLING: (STAGES,),
     FROZEN: (STAGES, "tests/unit/test_regularizers_in_trainer.py"),
     VERIFY: (STAGES,),
     SUPPORT: ("tests/unit/test_regularizers_in_trainer.py",),
@@ -327,6 +330,7 @@ MUTANTS = (
     *(Mutant(*fault, tests=SEARCH_TESTS[fault[0]]) for fault in SEARCH_FAULTS),
     *(Mutant(*fault, tests=LINEARITY_TESTS[fault[0]]) for fault in LINEARITY_FAULTS),
     *(Mutant(*fault, tests=BEYOND_TESTS[fault[0]]) for fault in BEYOND_FAULTS),
+    *(Mutant(*fault, tests=RESUME_TESTS[fault[0]]) for fault in RESUME_FAULTS),
     *(Mutant(*fault, tests=SCALING_TESTS[fault[0]]) for fault in SCALING_FAULTS),
     *(Mutant(*fault, tests=WATCHING_TESTS[fault[0]]) for fault in WATCHING_FAULTS),
     *(Mutant(*fault, tests=REPORT_TESTS[fault[0]]) for fault in REPORT_FAULTS),

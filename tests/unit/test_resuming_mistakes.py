@@ -3,6 +3,7 @@
 import json
 import os
 import pwd
+import random
 import resource
 import subprocess
 import sys
@@ -107,10 +108,11 @@ def test_damaged_checkpoint_is_passed_over_for_the_one_before(run: Path, recipe:
     assert [record["reward/mean"] for record in read_metrics(run)] == [record["reward/mean"] for record in whole]
 
 
-def test_progress_that_cannot_be_read_is_named(run: Path, recipe: Path) -> None:  # noqa: F811
+@pytest.mark.parametrize("seed", [1, 2])
+def test_progress_that_cannot_be_read_is_named(seed: int, run: Path, recipe: Path) -> None:  # noqa: F811
     path = run / "checkpoint-1" / "progress-00000.pt"
     size = path.stat().st_size
-    path.write_bytes(os.urandom(size))
+    path.write_bytes(random.Random(seed).randbytes(size))
     (run / "checkpoint-2" / folders.MARKER).unlink()
     result = train(recipe, "--resume", *SAVING)
     assert result.exit_code == 2, result.output + repr(result.exception)
