@@ -60,7 +60,7 @@ def test_run_trains_the_adapter_and_saves_what_reads_as_the_policy(tmp_path: Pat
         "rewards": {"functions": ["numeric", {"use": "format_tags", "weight": 0.5}], "workers": 0},
         "algorithm": {"preset": "dapo", "kl_coef": 0.1, "advantage": "none"},
         "trainer": {"num_generations": 4, "per_device_train_batch_size": 8, "max_completion_length": 12}
-        | {"max_steps": 2, "learning_rate": 0.1, "gradient_checkpointing": True, "use_cpu": True},
+        | {"max_steps": 2, "learning_rate": 10.0, "adam_epsilon": 1.0, "gradient_checkpointing": True, "use_cpu": True},
         "evaluation": {"num_samples": 1, "k": [1], "sets": {"rows": {"dataset": "rows.jsonl"}}},
         "report": {"to": ["none"]},
     }
