@@ -249,7 +249,7 @@ STEP_FAULTS: tuple[tuple[str, str, str, str], ...] = (
     (TRAINER, "if self.accelerator.sync_gradients", "if True", "metrics flushed at every micro-batch"),
     (TRAINER, '"windows", self.state.global_step', '"windows", 0', "windows repeat"),
     (TRAINER, "Denominator(tokens, sequences, num_rows", "Denominator(tokens, num_rows, num_rows", "wrong count"),
-    (TRAINER, "self.model.train(was_training)", "self.model.eval()", "sampling leaves the model in eval mode"),
+    (SAMPLING, "self.model.train(was_training)", "self.model.eval()", "sampling leaves the model in eval mode"),
     (VERIFY, "share > config.max_unscorable", "share >= config.max_unscorable", "abort at the limit"),
     (SUPPORT, "- log_mass)[kept]", ")[kept]", "kept tokens not renormalised"),
     (SUPPORT, "cumsum(0)[mask]", "cumsum(0)[mask.roll(1)]", "kept tokens of another position"),
