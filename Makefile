@@ -3,7 +3,7 @@ PYTHON ?= python3
 VENV := .venv
 STAMP := $(VENV)/.installed
 
-.PHONY: install quickstart test lint types mutants clean
+.PHONY: install quickstart test test-slow lint types mutants clean
 
 install: $(STAMP)
 
@@ -18,7 +18,11 @@ quickstart: $(STAMP)
 	$(VENV)/bin/rlvr train recipes/quickstart.yaml trainer.output_dir=runs/quickstart-$$(date +%Y%m%d-%H%M%S)
 
 test: lint types
-	$(VENV)/bin/python -m pytest -q -n 2 --dist loadfile
+	$(VENV)/bin/python -m pytest -q -n 2 --dist loadfile -m "not slow"
+
+# What is left out there for its time: further engines, launchers and kills.
+test-slow: $(STAMP)
+	KILLS=50 $(VENV)/bin/python -m pytest -q -m slow
 
 lint: $(STAMP)
 	$(VENV)/bin/ruff check .

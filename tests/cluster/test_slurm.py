@@ -118,6 +118,7 @@ def test_a_warned_job_saves_on_every_node_and_is_queued_again(start: Start, tmp_
 
 
 @pytest.mark.distributed
+@pytest.mark.slow
 def test_two_nodes_train_the_quickstart(start: Start, tmp_path: Path) -> None:
     run = tmp_path / "run"
     sizes = ["trainer.max_steps=1", "trainer.per_device_train_batch_size=8", "trainer.gradient_accumulation_steps=1"]

@@ -84,7 +84,17 @@ FACTS: dict[str, dict[str, Any]] = {
     "zero3_offload": {"loaded_sharded": True},
     "fsdp2": {"sharded_layers": 4},
 }
-BACKENDS = [pytest.param(name, marks=needs_deepspeed if name.startswith("zero") else ()) for name in FACTS]
+SLOW = (
+    "zero2",
+    "zero3_offload",
+)  # whose siblings are zero3 and, for the sharded step, tests/distributed/test_sharded.py
+
+
+def marks_of(name: str) -> list[pytest.MarkDecorator]:
+    return [*[needs_deepspeed] * name.startswith("zero"), *[pytest.mark.slow] * (name in SLOW)]
+
+
+BACKENDS = [pytest.param(name, marks=marks_of(name)) for name in FACTS]
 
 
 @pytest.mark.parametrize("name", BACKENDS)
@@ -102,6 +112,7 @@ def test_two_processes_take_the_steps_of_one(alone: Path, tmp_path: Path, name: 
     check_metrics(alone, tmp_path, CASES)
 
 
+@pytest.mark.slow
 @needs_bitsandbytes
 def test_two_processes_train_an_adapter_on_quantised_weights(alone: Path, tmp_path: Path) -> None:
     one, two = tmp_path / "1", tmp_path / "2"
@@ -185,6 +196,7 @@ def test_every_launch_configuration_is_started() -> None:
     assert names == {"single", "cpu2", *FACTS, *(f"{name}_multinode" for name in FACTS)}
 
 
+@pytest.mark.slow
 @needs_deepspeed
 def test_two_launchers_meet_as_two_machines(tmp_path: Path) -> None:
     """By the accelerate launcher itself, once for each machine, both of them this one."""

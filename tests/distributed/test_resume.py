@@ -30,6 +30,7 @@ def test_one_process(tmp_path: Path) -> None:
     check_active(tmp_path / "whole")
 
 
+@pytest.mark.slow
 def test_kill_at_random_moments(tmp_path: Path) -> None:
     """With a checkpoint after every step, of which one stays, so that many kills come while one is written or removed.
 
@@ -52,9 +53,14 @@ def test_kill_at_random_moments(tmp_path: Path) -> None:
     check_equal(tmp_path / "whole", tmp_path / name)
 
 
-@pytest.mark.parametrize(
-    "engine", [pytest.param(name, marks=needs_deepspeed if "zero" in name else ()) for name in ENGINES]
-)
+SLOW = ("zero2", "fsdp2")
+
+
+def marks_of(engine: str) -> list[pytest.MarkDecorator]:
+    return [*[needs_deepspeed] * ("zero" in engine), *[pytest.mark.slow] * (engine in SLOW)]
+
+
+@pytest.mark.parametrize("engine", [pytest.param(name, marks=marks_of(name)) for name in ENGINES])
 def test_two_processes(engine: str, tmp_path: Path) -> None:
     prepare(tmp_path, 2)
     run(tmp_path, "whole", processes=2, config=ENGINES[engine])

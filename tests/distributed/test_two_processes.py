@@ -74,6 +74,7 @@ def test_first_step_gradient_equals_one_process(steps: Path, preset: str) -> Non
         assert second[name] == pytest.approx(first[name], rel=1e-4, abs=1e-6), name
 
 
+@pytest.mark.slow
 def test_launched_recipe_trains_and_evaluates(tmp_path: Path) -> None:
     script, recipe = str(ROOT / "scripts" / "train.py"), str(ROOT / "recipes" / "quickstart.yaml")
     sizes = ["trainer.max_steps=2", "trainer.per_device_train_batch_size=8", "trainer.gradient_accumulation_steps=1"]
