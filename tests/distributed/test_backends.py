@@ -84,10 +84,8 @@ FACTS: dict[str, dict[str, Any]] = {
     "zero3_offload": {"loaded_sharded": True},
     "fsdp2": {"sharded_layers": 4},
 }
-SLOW = (
-    "zero2",
-    "zero3_offload",
-)  # whose siblings are zero3 and, for the sharded step, tests/distributed/test_sharded.py
+# tests/distributed/test_sharded.py takes steps of the first two, test_resume.py runs the second
+SLOW = ("zero2", "zero3", "zero3_offload")
 
 
 def marks_of(name: str) -> list[pytest.MarkDecorator]:
