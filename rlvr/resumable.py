@@ -64,6 +64,7 @@ class ResumableTrainer(GRPOTrainer):
         """A run that was killed between its last step and its end has no step left, of which transformers takes one."""
         if self.state.global_step >= self.state.max_steps:
             self._load_rng_state(kwargs["resume_from_checkpoint"])
+            self.model.train()  # as after a step, or else TRL closes the metrics of evaluations
             self.control.should_training_stop = True
         else:
             super()._run_epoch(**kwargs)
