@@ -6,13 +6,14 @@ RUN/.discarded/checkpoint-10/   on its way out
 """
 
 import json
-import os
 import re
 import shutil
 from collections.abc import Mapping
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
+
+from rlvr.files import sync
 
 CHECKPOINT = re.compile(r"checkpoint-(\d+)")
 MARKER = "complete.json"
@@ -50,12 +51,12 @@ def publish(run_dir: Path, step: int, facts: Mapping[str, Any]) -> Path:
     marker = {"step": step, **facts, "files": sizes}
     (written / MARKER).write_text(json.dumps(marker, indent=1) + "\n")
     for path in (*written.rglob("*"), written):
-        _sync(path)
+        sync(path)
     if final.exists():
         discard(final)
     written.rename(final)
     written.parent.rmdir()
-    _sync(run_dir)
+    sync(run_dir)
     return final
 
 
@@ -65,7 +66,7 @@ def discard(checkpoint: Path) -> None:
     aside.parent.mkdir(exist_ok=True)
     shutil.rmtree(aside, ignore_errors=True)
     checkpoint.rename(aside)
-    _sync(checkpoint.parent)
+    sync(checkpoint.parent)
     shutil.rmtree(aside.parent)
 
 
@@ -113,11 +114,3 @@ def read_marker(folder: Path) -> dict[str, Any]:
     """What is known of a checkpoint: its step, the facts it was published with, its files and their sizes."""
     found: dict[str, Any] = json.loads((folder / MARKER).read_text())
     return found
-
-
-def _sync(path: Path) -> None:
-    descriptor = os.open(path, os.O_RDONLY)
-    try:
-        os.fsync(descriptor)
-    finally:
-        os.close(descriptor)

@@ -9,6 +9,7 @@ from contextlib import contextmanager
 from pathlib import Path
 
 from rlvr.errors import ExtrapolationError
+from rlvr.files import sync
 
 SUFFIX = ".rlvr-partial"
 FULL = (errno.ENOSPC, errno.EDQUOT, errno.EFBIG)
@@ -37,10 +38,10 @@ def new_folder(final: Path, num_bytes: int, report: Callable[[str], None]) -> It
         yield hidden
         with writing_to(final):
             for path in (*hidden.rglob("*"), hidden):
-                _sync(path)
+                sync(path)
             check_new(final)
             hidden.rename(final)
-            _sync(final.parent)
+            sync(final.parent)
     finally:
         shutil.rmtree(hidden, ignore_errors=True)
         os.close(lock)
@@ -113,11 +114,3 @@ def _lock(folder: Path) -> int | None:
         os.close(lock)
         return None
     return lock
-
-
-def _sync(path: Path) -> None:
-    descriptor = os.open(path, os.O_RDONLY)
-    try:
-        os.fsync(descriptor)
-    finally:
-        os.close(descriptor)
