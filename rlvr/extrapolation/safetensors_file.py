@@ -39,7 +39,7 @@ DTYPE_NAMES: dict[torch.dtype, str] = {
     torch.complex64: "C64",
 }
 ALIGNMENT = 8
-SYNCED_EVERY = 128 << 20  # bytes after which what is written starts its way to the disk
+SYNCED_EVERY = 32 << 20  # bytes after which what is written starts its way to the disk
 
 
 def num_bytes(info: TensorInfo) -> int:

@@ -25,6 +25,7 @@ from rlvr.extrapolation.sources import WHOLE, Rows, Sources, dtype_name, row_blo
 from rlvr.extrapolation.view import TensorInfo
 
 THREADS = min(4, os.cpu_count() or 1)
+AHEAD = 3 * THREADS  # results that may wait to be written, so that a slow write does not stop the threads
 INDEX = "model.safetensors.index.json"
 
 
@@ -138,7 +139,7 @@ def _fill(writer: ShardWriter, job: Job, infos: Mapping[str, TensorInfo], advanc
         blocks = row_blocks(infos[name]) if by_rows or job.treatments[name].copied else [WHOLE]
         parts += [(name, rows) for rows in blocks]
     tasks = [partial(_result, job, name, rows, infos[name]) for name, rows in parts]
-    results = _in_order(tasks, ahead=THREADS if by_rows else 1)
+    results = _in_order(tasks) if by_rows else _in_order(tasks, threads=1, ahead=1)
     for (name, rows), result in zip(parts, results, strict=True):
         writer.append(result)
         advance(_num_values(infos[name], rows))
@@ -188,9 +189,9 @@ def _one_thread_each(workers: int) -> Iterator[None]:
         torch.set_num_threads(before)
 
 
-def _in_order(tasks: Sequence[Callable[[], Any]], ahead: int = THREADS) -> Iterator[Any]:
-    """Results of the tasks in their order, computed by as many threads as they may be `ahead` of the caller."""
-    with _one_thread_each(ahead), ThreadPoolExecutor(ahead) as pool:
+def _in_order(tasks: Sequence[Callable[[], Any]], threads: int = THREADS, ahead: int = AHEAD) -> Iterator[Any]:
+    """Results of the tasks in their order, of which at most `ahead` are there or being computed besides the next."""
+    with _one_thread_each(threads), ThreadPoolExecutor(threads) as pool:
         begun: deque[Future[Any]] = deque()
         try:
             for task in tasks:

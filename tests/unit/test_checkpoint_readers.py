@@ -72,7 +72,8 @@ def test_what_was_read_is_no_part_of_the_file(tmp_path: Path, kind: str) -> None
 @pytest.mark.skipif(sys.platform != "linux", reason="measures by /proc")
 @pytest.mark.parametrize("kind", ["safetensors", "sharded_safetensors", "bin", "sharded_bin", "dcp", "zero2", "zero3"])
 def test_only_what_is_asked_for_is_in_memory(tmp_path: Path, kind: str) -> None:
-    """A quarter of the file at most, and once more the pages that it was copied from; of rows nearly nothing."""
+    """A quarter of the file at most, and once more the pages that it was copied from, where a format is read by mapping
+    it; of rows nearly nothing."""
     small, large = tmp_path / "small", tmp_path / "large"
     weights = {f"tensor.{i}": torch.full((4096, 3072), float(i)) for i in range(4)}
     size = weights["tensor.2"].nbytes
@@ -83,7 +84,8 @@ def test_only_what_is_asked_for_is_in_memory(tmp_path: Path, kind: str) -> None:
     rows, whole = peak_growths(small, large, "tensor.2", (4000, 4010), (0, None))
     # torch.distributed.checkpoint loads the whole of a rank's piece.
     assert rows < (size if kind == "dcp" else 0) + 8 * MIB
-    assert size <= whole < 2 * size + 16 * MIB
+    # The lower bound shows that something was measured.
+    assert size - MIB <= whole < (1 if "safetensors" in kind else 2) * size + 16 * MIB
 
 
 def test_mapped_files_are_let_go_once_enough_was_copied(tmp_path: Path) -> None:

@@ -2,6 +2,7 @@
 
 from collections.abc import Iterator, Mapping
 from contextlib import contextmanager
+from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
@@ -33,23 +34,46 @@ DTYPES = {
 }
 
 
-class SafetensorFiles:
-    """The tensors of some safetensors files, of which one at a time is open while it is read."""
+@dataclass(frozen=True)
+class Place:
+    """Where the values of a tensor begin, in bytes."""
 
-    def __init__(self, infos: Mapping[str, TensorInfo], shared: Mapping[str, str], files: Mapping[str, Path]) -> None:
-        self.infos, self.shared, self._files = infos, shared, files
+    file: Path
+    start: int
+
+
+class SafetensorFiles:
+    """The tensors of some safetensors files, of which one at a time is open while it is read.
+
+    Rows are read at their place: a view of the format's own library maps the whole file for each, and a mapped file
+    that becomes shorter meanwhile ends the process.
+    """
+
+    def __init__(self, infos: Mapping[str, TensorInfo], shared: Mapping[str, str], places: Mapping[str, Place]) -> None:
+        self.infos, self.shared, self._places = infos, shared, places
 
     def rows(self, name: str, first: int, last: int) -> Tensor:
-        with _opened(self._files[name]) as file:
-            if not self.infos[name].shape:
-                return file.get_tensor(name).clone()
-            return file.get_slice(name)[first:last].clone()
+        info, place = self.infos[name], self._places[name]
+        values = torch.empty((last - first, *info.shape[1:]) if info.shape else (), dtype=info.dtype)
+        row_bytes = values.nbytes // (last - first) if last > first else 0
+        data = values.reshape(-1).view(torch.uint8).numpy().data
+        try:
+            with place.file.open("rb", buffering=0) as file:
+                file.seek(place.start + first * row_bytes)
+                while len(data) and (count := file.readinto(data)):
+                    data = data[count:]
+        except FileNotFoundError as error:
+            raise _missing(place.file) from error
+        except OSError as error:
+            raise _damaged(place.file, str(error)) from error
+        if len(data):
+            raise _damaged(place.file, f"it ends within {name}")
+        return values
 
 
 def read_safetensors(path: Path) -> SafetensorFiles:
     """Of one file, only its header is read. Raises CheckpointError for one that is damaged."""
-    infos, shared = _header(path)
-    return SafetensorFiles(infos, shared, dict.fromkeys(infos, path))
+    return SafetensorFiles(*_header(path))
 
 
 def read_safetensors_index(path: Path) -> SafetensorFiles:
@@ -61,13 +85,14 @@ def read_safetensors_index(path: Path) -> SafetensorFiles:
     weight_map = read_weight_map(path)
     infos: dict[str, TensorInfo] = {}
     shared: dict[str, str] = {}
+    places: dict[str, Place] = {}
     for shard in dict.fromkeys(weight_map.values()):
-        found, further = _header(path.parent / shard)
+        found, further, where = _header(path.parent / shard)
         check_shard(path, weight_map, shard, list(found))
         infos |= found
         shared |= further
-    ordered = {name: infos[name] for name in weight_map}
-    return SafetensorFiles(ordered, shared, {name: path.parent / shard for name, shard in weight_map.items()})
+        places |= where
+    return SafetensorFiles({name: infos[name] for name in weight_map}, shared, places)
 
 
 def read_weight_map(path: Path) -> dict[str, str]:
@@ -100,11 +125,12 @@ def check_shard(index: Path, weight_map: Mapping[str, str], shard: str, held: li
             )
 
 
-def _header(path: Path) -> tuple[dict[str, TensorInfo], dict[str, str]]:
-    """What a file says of its tensors, in the order in which they lie in it, and their further names."""
-    infos = {}
+def _header(path: Path) -> tuple[dict[str, TensorInfo], dict[str, str], dict[str, Place]]:
+    """What a file says of its tensors, in the order in which they lie in it, their further names, and their places."""
+    infos, places = {}, {}
     with _opened(path) as file:
         metadata: Mapping[str, str] = file.metadata() or {}
+        start = _start_of_values(path)
         for name in file.offset_keys():
             part = file.get_slice(name)
             dtype = part.get_dtype()
@@ -113,8 +139,16 @@ def _header(path: Path) -> tuple[dict[str, TensorInfo], dict[str, str]]:
                     f"{path} stores {name!r} as {dtype}; save the model in one of {', '.join(DTYPES)}"
                 )
             infos[name] = TensorInfo(tuple(part.get_shape()), DTYPES[dtype])
+            places[name] = Place(path, start)
+            start += infos[name].numel * infos[name].dtype.itemsize  # the library refuses files with gaps
     # safetensors writes under which name it kept a tensor that had several.
-    return infos, {name: kept for name, kept in metadata.items() if kept in infos and name not in infos}
+    return infos, {name: kept for name, kept in metadata.items() if kept in infos and name not in infos}, places
+
+
+def _start_of_values(path: Path) -> int:
+    """After the length of the header in 8 bytes, and the header."""
+    with path.open("rb") as file:
+        return 8 + int.from_bytes(file.read(8), "little")
 
 
 @contextmanager
@@ -123,9 +157,14 @@ def _opened(path: Path) -> Iterator[Any]:
         with safe_open(path, framework="pt") as file:
             yield file
     except FileNotFoundError as error:
-        raise CheckpointError(f"{path} is missing; copy it, or save the checkpoint anew") from error
+        raise _missing(path) from error
     except (SafetensorError, OSError) as error:
-        reason = str(error).splitlines()[0]
-        raise CheckpointError(
-            f"{path} is truncated or damaged ({reason}); copy it again, or save the checkpoint anew"
-        ) from error
+        raise _damaged(path, str(error).splitlines()[0]) from error
+
+
+def _missing(path: Path) -> CheckpointError:
+    return CheckpointError(f"{path} is missing; copy it, or save the checkpoint anew")
+
+
+def _damaged(path: Path, reason: str) -> CheckpointError:
+    return CheckpointError(f"{path} is truncated or damaged ({reason}); copy it again, or save the checkpoint anew")
