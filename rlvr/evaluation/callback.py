@@ -12,7 +12,7 @@ from transformers import TrainerCallback, TrainerControl, TrainerState, Training
 from rlvr.config.schema import EvaluationConfig, RewardsConfig
 from rlvr.evaluation.evaluate import NOTHING, EvaluationResult, Sampler, mean_pass_rate, summarise
 from rlvr.evaluation.passes import evaluate_sets
-from rlvr.evaluation.sets import EvaluationSets
+from rlvr.evaluation.sets import EvaluationSets, prompt_keys
 from rlvr.files import write_whole
 from rlvr.verification import RewardFunction
 
@@ -68,13 +68,13 @@ class EvaluationCallback(TrainerCallback):
             label=lambda name: f"evaluate {name} {moment}",
         )
         results = [
-            summarise(name, records[name], self.config, kind)
+            summarise(name, records[name], self.config, kind, prompt_keys(data))
             for kind in ("test", "validation")
-            for name in self.sets.of(kind)
+            for name, data in self.sets.of(kind).items()
         ]
         if PartialState().is_main_process:
-            text = json.dumps([result.to_json() for result in results], indent=2)
-            write_whole(self.folder / f"{moment}.json", text + "\n")
+            lines = ",\n".join(json.dumps(result.to_json()) for result in results)  # one per set
+            write_whole(self.folder / f"{moment}.json", f"[\n{lines}\n]\n")
         return results
 
     def validate(self, moment: str, console: Console) -> float:

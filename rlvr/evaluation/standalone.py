@@ -16,7 +16,7 @@ from rlvr.errors import RecipeError
 from rlvr.evaluation.evaluate import EvaluationResult, summarise
 from rlvr.evaluation.passes import evaluate_sets
 from rlvr.evaluation.records import PromptRecord
-from rlvr.evaluation.sets import EvaluationSets, SetKind, load_sets
+from rlvr.evaluation.sets import EvaluationSets, SetKind, load_sets, prompt_keys
 from rlvr.frozen import FrozenPass
 from rlvr.model import load_tokenizer
 from rlvr.policy import attach_token_stats
@@ -53,7 +53,10 @@ def evaluate_model(
     """
     evaluation = load_evaluation(loaded)
     records = evaluate_records(evaluation, model, which, console)
-    return [summarise(name, each, loaded.recipe.evaluation, which) for name, each in records.items()]
+    return [
+        summarise(name, records[name], loaded.recipe.evaluation, which, prompt_keys(data))
+        for name, data in evaluation.sets.of(which).items()
+    ]
 
 
 def evaluate_records(
