@@ -127,6 +127,8 @@ def status_of(run: Run) -> str:
     """How far the run came."""
     planned = run.planned_steps
     of = f" of {planned}" if planned is not None else ""
+    if run.is_finished and planned is not None and run.setting("evaluation.early_stop") and run.last_step < planned:
+        return f"stopped after {run.last_step} of {planned} steps, as validation stood still"
     if run.is_finished:
         return f"finished after {run.last_step} steps"
     if not run.steps:
