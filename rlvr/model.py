@@ -8,9 +8,12 @@ from pathlib import Path
 
 import torch
 from transformers import (
+    AutoConfig,
     AutoModelForCausalLM,
     AutoTokenizer,
     BitsAndBytesConfig,
+    GenerationConfig,
+    PreTrainedConfig,
     PreTrainedModel,
     PreTrainedTokenizerBase,
 )
@@ -101,6 +104,24 @@ def load_policy(config: ModelConfig, where: str = WHERE) -> PreTrainedModel:
     if config.quantization is not None:
         _keep_trainable(model)
     return model
+
+
+def load_declared(config: ModelConfig, where: str = WHERE) -> tuple[PreTrainedConfig, GenerationConfig]:
+    """What a model says of itself, without its weights: its configuration and its generation settings.
+
+    Raises UserError where there is no such model.
+    """
+    path = resolve_model_path(config.path, where)
+    try:
+        declared = AutoConfig.from_pretrained(
+            path, revision=config.revision, trust_remote_code=config.trust_remote_code
+        )
+    except OSError as error:
+        raise _not_loaded(config.path, error, where) from error
+    try:
+        return declared, GenerationConfig.from_pretrained(path, revision=config.revision)
+    except OSError:  # it has no such file: transformers goes by the configuration then
+        return declared, GenerationConfig.from_model_config(declared)
 
 
 QUANTIZATIONS: Mapping[str, Callable[[torch.dtype], BitsAndBytesConfig]] = {

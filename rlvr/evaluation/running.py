@@ -21,13 +21,13 @@ from rlvr.errors import EvaluationError, RecipeError
 from rlvr.evaluation.beyond import Beyond, beyond_base
 from rlvr.evaluation.contamination import Contamination, contamination
 from rlvr.evaluation.estimators import Estimate
+from rlvr.evaluation.policies import policy_of
 from rlvr.evaluation.sampled import judge_again, sample_sets
 from rlvr.evaluation.samples import Sample
 from rlvr.evaluation.sets import SetKind
 from rlvr.evaluation.standalone import Evaluation, load_evaluation
 from rlvr.evaluation.summary import sample_estimates
 from rlvr.files import write_whole
-from rlvr.model import load_policy
 
 RESULTS = "results.json"
 Estimates = dict[str, dict[str, Estimate]]  # by set and metric
@@ -102,9 +102,8 @@ def _samples(
     folder = output / "samples" / folder_name(model) / which
     if rescore:
         return judge_again(evaluation, folder)
-    config = evaluation.loaded.recipe.model.model_copy(update={"path": model, "lora": None})
-    policy = load_policy(config, "--model")
-    return sample_sets(evaluation, policy.to(PartialState().device), model, which, folder, console)
+    with policy_of(evaluation, model) as policy:
+        return sample_sets(evaluation, policy, model, which, folder, console)
 
 
 def folder_name(model: str) -> str:

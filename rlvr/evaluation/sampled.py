@@ -1,6 +1,7 @@
 """Samples of a model on the held-out sets of a recipe, kept on the disk; what is there is not sampled again."""
 
-from collections.abc import Mapping, Sequence
+from collections.abc import Iterator, Mapping, Sequence
+from contextlib import contextmanager
 from pathlib import Path
 from typing import Any
 
@@ -12,6 +13,7 @@ from transformers import PreTrainedModel, set_seed
 
 from rewards._batch import answers_of
 from rlvr.errors import EvaluationError
+from rlvr.evaluation.evaluate import NOTHING, Sampler
 from rlvr.evaluation.samples import (
     Sample,
     append_samples,
@@ -26,6 +28,7 @@ from rlvr.evaluation.standalone import Evaluation, offers_of
 from rlvr.random_numbers import own_random_numbers
 from rlvr.reporting.console import progress_columns
 from rlvr.rollout.generating import ModelSampler
+from rlvr.rollout.vllm_sampling import VLLMSampler, engine_record
 from rlvr.seeds import derived_seed
 from rlvr.types import Rollouts
 from rlvr.verification import Verdicts, verify
@@ -47,6 +50,7 @@ def settings_of(evaluation: Evaluation, model: str, which: SetKind) -> dict[str,
         "batch_size": config.batch_size,
         "sets": {name: asdict_of(evaluation, name, which) for name in evaluation.sets.of(which)},
         **{name: trainer[name] for name in SAMPLING},
+        **engine_record(trainer),
     }
 
 
@@ -58,7 +62,12 @@ def asdict_of(evaluation: Evaluation, name: str, which: SetKind) -> dict[str, An
 
 
 def sample_sets(
-    evaluation: Evaluation, model: PreTrainedModel, name: str, which: SetKind, folder: Path, console: Console
+    evaluation: Evaluation,
+    model: PreTrainedModel | VLLMSampler,
+    name: str,
+    which: SetKind,
+    folder: Path,
+    console: Console,
 ) -> list[Sample]:
     """The samples of every prompt of the recipe's sets of that kind, of all processes; what was missing is drawn.
 
@@ -68,10 +77,9 @@ def sample_sets(
     state = PartialState()
     settings = settings_of(evaluation, name, which)
     config = evaluation.loaded.recipe.evaluation
-    sampler = ModelSampler(model, evaluation.tokenizer, evaluation.loaded.trainer)
     with (
         own_random_numbers(),
-        offers_of(evaluation, model) as offers,
+        _drawing(evaluation, model) as (sampler, offers),
         Progress(*progress_columns(), console=console, disable=not state.is_main_process) as progress,
     ):
         for set_name, data in evaluation.sets.of(which).items():
@@ -91,6 +99,18 @@ def sample_sets(
     state.wait_for_everyone()
     names = set(evaluation.sets.of(which))
     return _in_order([each for each in read_samples(folder, settings) if each.set_name in names])
+
+
+@contextmanager
+def _drawing(
+    evaluation: Evaluation, model: PreTrainedModel | VLLMSampler
+) -> Iterator[tuple[Sampler, Mapping[str, Any]]]:
+    """What draws samples of the model, and what is offered to the rewards meanwhile."""
+    if isinstance(model, VLLMSampler):
+        yield model, NOTHING
+        return
+    with offers_of(evaluation, model) as offers:
+        yield ModelSampler(model, evaluation.tokenizer, evaluation.loaded.trainer), offers
 
 
 def judge_again(evaluation: Evaluation, folder: Path) -> list[Sample]:
@@ -130,7 +150,7 @@ def _chunks(data: Dataset, size: int) -> list[list[dict[str, Any]]]:
 
 def _sampled(
     evaluation: Evaluation,
-    sampler: ModelSampler,
+    sampler: Sampler,
     rows: Sequence[Mapping[str, Any]],
     set_name: str,
     offers: Mapping[str, Any],

@@ -23,6 +23,7 @@ if TYPE_CHECKING:  # they import torch
 
 FORMAT, VERSION = b"rlvr.samples", b"1"
 SETTINGS = b"rlvr.settings"
+UNSAID = {"engine": "generate"}  # of files from before the setting was kept, when nothing else sampled
 
 
 @dataclass(frozen=True)
@@ -259,6 +260,7 @@ def _read(path: Path) -> pa.Table:
 
 
 def _check_settings(path: Path, kept: Mapping[str, Any], now: Mapping[str, Any]) -> None:
+    kept, now = UNSAID | dict(kept), UNSAID | dict(now)
     for name in sorted(kept.keys() | now.keys()):
         if kept.get(name) != now.get(name):
             raise EvaluationError(

@@ -33,7 +33,7 @@ class ModelSampler:
     def __call__(self, rows: Sequence[Mapping[str, Any]], *, temperature: float) -> Rollouts:
         """Temperature 0 is greedy."""
         prompts = [row["prompt"] for row in rows]
-        prompt_ids = self._encoded(prompts)
+        prompt_ids = encoded_prompts(prompts, self.tokenizer, self.settings)
         ends = end_token_ids(self.model, self.tokenizer)
         ids, mask = self._padded(prompt_ids)
         generate: Any = self.model.generate
@@ -50,22 +50,11 @@ class ModelSampler:
             rows,
             prompt_ids,
             completion_ids,
-            self._decoded(prompts, prompt_ids, completion_ids),
+            decoded_completions(prompts, prompt_ids, completion_ids, self.tokenizer),
             generated_masks=None,
             sampling_logprobs=None,
             end_token_ids=ends,
         )
-
-    def _encoded(self, prompts: list[Any]) -> list[list[int]]:
-        if isinstance(prompts[0], str):
-            encoded: Any = self.tokenizer(text=prompts)
-        else:
-            options = _mapping(self.settings.get("chat_template_kwargs"))
-            encoded = self.tokenizer.apply_chat_template(
-                prompts, add_generation_prompt=True, tokenize=True, return_dict=True, **options
-            )
-        ids: list[list[int]] = encoded["input_ids"]
-        return ids
 
     def _padded(self, prompt_ids: list[list[int]]) -> tuple[Tensor, Tensor]:
         """Ids and attention mask [B, P], padded on the left."""
@@ -85,19 +74,37 @@ class ModelSampler:
             "eos_token_id": ends,
             **{name: settings[name] for name in ("top_p", "top_k", "min_p", "repetition_penalty")},
             "cache_implementation": settings.get("cache_implementation"),
-            **_mapping(settings.get("generation_kwargs")),
+            **mapping_of(settings.get("generation_kwargs")),
             **evaluation_options(temperature),
         }
         return GenerationConfig(**options, disable_compile=True)
 
-    def _decoded(self, prompts: list[Any], prompt_ids: list[list[int]], completion_ids: list[list[int]]) -> list[Any]:
-        tokenizer = self.tokenizer
-        is_chat = not isinstance(prompts[0], str)
-        if is_chat and tokenizer.response_template is not None:
-            pairs = zip(prompt_ids, completion_ids, strict=True)
-            return [[parse_response(tokenizer, ids, prefix=before)] for before, ids in pairs]
-        texts = tokenizer.batch_decode(completion_ids, skip_special_tokens=True)
-        return [[{"role": "assistant", "content": text}] for text in texts] if is_chat else texts
+
+def encoded_prompts(
+    prompts: list[Any], tokenizer: PreTrainedTokenizerBase, settings: Mapping[str, Any]
+) -> list[list[int]]:
+    """The ids of texts, or of messages under the chat template, as a trainer with these settings encodes them."""
+    if isinstance(prompts[0], str):
+        encoded: Any = tokenizer(text=prompts)
+    else:
+        options = mapping_of(settings.get("chat_template_kwargs"))
+        encoded = tokenizer.apply_chat_template(
+            prompts, add_generation_prompt=True, tokenize=True, return_dict=True, **options
+        )
+    ids: list[list[int]] = encoded["input_ids"]
+    return ids
+
+
+def decoded_completions(
+    prompts: list[Any], prompt_ids: list[list[int]], completion_ids: list[list[int]], tokenizer: PreTrainedTokenizerBase
+) -> list[Any]:
+    """The completions as texts, or as messages where the prompts are."""
+    is_chat = not isinstance(prompts[0], str)
+    if is_chat and tokenizer.response_template is not None:
+        pairs = zip(prompt_ids, completion_ids, strict=True)
+        return [[parse_response(tokenizer, ids, prefix=before)] for before, ids in pairs]
+    texts = tokenizer.batch_decode(completion_ids, skip_special_tokens=True)
+    return [[{"role": "assistant", "content": text}] for text in texts] if is_chat else texts
 
 
 def mixed_precision(settings: Mapping[str, Any], device: torch.device) -> AbstractContextManager[Any]:
@@ -109,7 +116,12 @@ def mixed_precision(settings: Mapping[str, Any], device: torch.device) -> Abstra
 
 def end_token_ids(model: PreTrainedModel, tokenizer: PreTrainedTokenizerBase) -> list[int]:
     """Every token that ends a completion: the tokenizer's, and those that the model declares."""
-    declared = model.generation_config.eos_token_id
+    return declared_ends(model.generation_config, tokenizer)
+
+
+def declared_ends(config: GenerationConfig, tokenizer: PreTrainedTokenizerBase) -> list[int]:
+    """The same for the generation settings that are saved with a model."""
+    declared = config.eos_token_id
     ends = declared if isinstance(declared, list) else [] if declared is None else [declared]
     return ends if tokenizer.eos_token_id in ends else [tokenizer.eos_token_id, *ends]
 
@@ -119,7 +131,7 @@ def until_end(ids: list[int], ends: Collection[int]) -> list[int]:
     return ids[: next((place for place, each in enumerate(ids) if each in ends), len(ids)) + 1]
 
 
-def _mapping(value: dict[str, Any] | str | None) -> dict[str, Any]:
+def mapping_of(value: dict[str, Any] | str | None) -> dict[str, Any]:
     """GRPOConfig takes some mappings as JSON text too."""
     if isinstance(value, str):
         parsed: dict[str, Any] = json.loads(value)
