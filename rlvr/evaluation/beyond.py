@@ -7,11 +7,11 @@ import numpy as np
 
 from rlvr.errors import EvaluationError
 from rlvr.evaluation.comparison import check_same_prompts
-from rlvr.evaluation.entropy import mean_answer_entropy, mean_token_entropy
+from rlvr.evaluation.entropy import mean_answer_entropy
 from rlvr.evaluation.estimators import Estimate
 from rlvr.evaluation.reach import Reach, reach_of
 from rlvr.evaluation.samples import Sample
-from rlvr.evaluation.summary import PromptSamples, by_prompt
+from rlvr.evaluation.summary import PromptSamples, by_prompt, token_entropy_of
 from rlvr.evaluation.support import Bools
 
 
@@ -71,10 +71,5 @@ def _outcomes(prompts: Sequence[PromptSamples]) -> Bools:
 def _variety(prompts: Sequence[PromptSamples], num_compared: int, seed: int, texts: Sequence[str]) -> Variety:
     return Variety(
         mean_answer_entropy([[s.answer for s in p.drawn[:num_compared]] for p in prompts], seed=seed, clusters=texts),
-        mean_token_entropy(
-            [[s.token_entropy for s in p.drawn] for p in prompts],
-            [[len(s.completion_ids) for s in p.drawn] for p in prompts],
-            seed=seed,
-            clusters=texts,
-        ),
+        token_entropy_of(prompts, seed=seed, clusters=texts),
     )

@@ -114,7 +114,7 @@ def folder_name(model: str) -> str:
 def _estimates(evaluation: Evaluation, samples: Sequence[Sample]) -> Estimates:
     config = evaluation.loaded.recipe.evaluation
     names = sorted({each.set_name for each in samples})
-    votes = [config.num_samples] if config.num_samples > 1 else []
+    votes = sorted({k for k in (*config.k, config.num_samples) if k > 1})
     return {
         name: sample_estimates(_of(samples, name), k=config.k, majority_k=votes, seed=config.seed) for name in names
     }

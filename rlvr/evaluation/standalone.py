@@ -106,18 +106,30 @@ def offers_of(evaluation: Evaluation, model: PreTrainedModel) -> Iterator[Mappin
     if not any(takes(each.function, "scorer") for each in evaluation.functions):
         yield {}
         return
-    settings, tokenizer = evaluation.loaded.trainer, evaluation.tokenizer
-    frozen = FrozenPass(
+    scorer = PolicyScorer(lambda: model, evaluation.tokenizer, frozen_pass(evaluation, model))
+    with token_stats_of(model):
+        yield scorer_offer(evaluation.functions, scorer)
+
+
+def frozen_pass(evaluation: Evaluation, model: PreTrainedModel) -> FrozenPass:
+    """Reads texts under a model as the recipe's run would."""
+    settings = evaluation.loaded.trainer
+    return FrozenPass(
         PlainProcesses(model.device, settings),
         settings["per_device_train_batch_size"],
-        tokenizer.pad_token_id,
+        evaluation.tokenizer.pad_token_id,
         settings["temperature"],
     )
+
+
+@contextmanager
+def token_stats_of(model: PreTrainedModel) -> Iterator[None]:
+    """Within it the model answers `token_query`; its `forward` is as before afterwards."""
     modules = [each for each in (model, model.get_output_embeddings()) if each is not None]
     forwards = [each.forward for each in modules]
     attach_token_stats(model)
     try:
-        yield scorer_offer(evaluation.functions, PolicyScorer(lambda: model, tokenizer, frozen))
+        yield
     finally:
         for each, forward in zip(modules, forwards, strict=True):
             each.forward = forward
