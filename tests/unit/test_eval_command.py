@@ -8,6 +8,7 @@ import pyarrow.parquet as pq
 import pytest
 import torch
 import yaml
+from matplotlib.image import imread
 from torch.distributions import Categorical
 from transformers import AutoModelForCausalLM
 from typer.testing import CliRunner, Result
@@ -77,6 +78,8 @@ def test_model_against_its_base(recipe: Path) -> None:
     difference = found["comparisons"]["held"]["pass_at_1"]["difference"]
     assert difference["value"] == pytest.approx(values[1] - values[0])
     assert found["comparisons"]["held"]["verdict"] in result.output.replace("\n", " ")
+    assert "by how often the base model is right" in result.output
+    assert imread(recipe.parent / "out" / "pass_at_k.png").std() > 0
     assert found["contamination"]["held"]["num_equal"] == 2
     assert "2 of 10 prompts of held overlap with training prompts" in result.output
 
@@ -160,6 +163,7 @@ def test_checkpoints_of_a_run(recipe: Path) -> None:
     result = evaluate(recipe, "--checkpoints", str(run))
     assert result.exit_code == 0, result.output + repr(result.exception)
     assert list(results(recipe)["models"]) == ["checkpoint-1", "checkpoint-2"]
+    assert imread(recipe.parent / "out" / "by_step.png").std() > 0
     assert evaluate(recipe, "--checkpoints", str(recipe.parent / "base")).exit_code == 2
 
 
