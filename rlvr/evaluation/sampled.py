@@ -91,7 +91,7 @@ def sample_sets(
             chunks = list(enumerate(_chunks(data, max(1, config.batch_size // config.num_samples))))
             mine = chunks[state.process_index :: state.num_processes]
             left = [(place, rows) for place, rows in mine if any(row["prompt_id"] not in done for row in rows)]
-            bar = progress.add_task(f"{name} {set_name}"[-24:], total=len(mine), note="")
+            bar = progress.add_task(f"{Path(name).name} {set_name}"[:24], total=len(mine), note="")
             progress.advance(bar, len(mine) - len(left))
             for place, rows in left:
                 set_seed(derived_seed(config.seed, set_name, place) % 2**32)

@@ -87,7 +87,7 @@ def comparison_table(before: Sequence[Mapping[str, Any]], after: Sequence[Mappin
     """Before and after of every evaluated set, with 95% intervals over prompts."""
     sizes = ", ".join(f"{a['name']}: {a['num_prompts']} prompts x {a['num_samples']} samples" for a in after)
     table = Table(title="before and after, mean over prompts [95% bootstrap interval]", caption=sizes)
-    table.add_column("metric", no_wrap=True)
+    table.add_column("metric")
     for heading in ("before", "after", "change"):
         table.add_column(heading, justify="right", no_wrap=True)
     for old, new in zip(before, after, strict=True):
@@ -111,7 +111,7 @@ def _change(old: Mapping[str, Any], new: Mapping[str, Any], metric: str) -> str:
     if paired is None:
         return f"{new['estimates'][metric]['value'] - old['estimates'][metric]['value']:+.3f}"
     found = paired.difference
-    return f"{found.value:+.3f} [{found.low:+.2f}, {found.high:+.2f}]"
+    return f"{found.value:+.3f}\n[{found.low:+.2f}, {found.high:+.2f}]"
 
 
 def is_test(result: Mapping[str, Any]) -> bool:
@@ -120,4 +120,4 @@ def is_test(result: Mapping[str, Any]) -> bool:
 
 
 def _interval(estimate: Mapping[str, float]) -> str:
-    return f"{estimate['value']:.3f} [{estimate['low']:.2f}, {estimate['high']:.2f}]"
+    return f"{estimate['value']:.3f}\n[{estimate['low']:.2f}, {estimate['high']:.2f}]"

@@ -9,7 +9,7 @@ from rlvr.evaluation.reach import Reach
 from rlvr.reporting.report.blocks import Figure, Section, Table, Unavailable, figure_of
 from rlvr.reporting.report.charts import Chart, Line
 from rlvr.reporting.report.records import Run, Series
-from rlvr.reporting.report.verdict import SEED, interval, p_value_in_words, signed
+from rlvr.reporting.report.verdict import SEED, interval, signed
 
 RATIOS = (
     ("srr", "kept of what was within reach (SRR)"),
@@ -62,14 +62,13 @@ def _gains(name: str, reach: Reach) -> Figure:
 
 
 def _tables(name: str, reach: Reach) -> list[Table]:
-    support, difference = reach.support, reach.pass_at_1.difference
+    support = reach.support
     rows = [
         ["prompts within reach before and after", str(support.preserved)],
         ["only before: lost", str(support.shrunk)],
         ["only after: won", str(support.expanded)],
         ["never", str(support.unsolved)],
         *([label, interval(getattr(reach.metrics, ratio))] for ratio, label in RATIOS),
-        ["pass@1, after minus before", signed(difference) + p_value_in_words(reach.pass_at_1.p_value)],
     ]
     tables = [Table(f"What came within reach on {name} [95% interval]", ["", name], rows)]
     if reach.difficulty:
@@ -78,6 +77,6 @@ def _tables(name: str, reach: Reach) -> list[Table]:
             for row in reach.difficulty
         ]
         headings = ["right before training", "prompts", "before", "after", "difference"]
-        caption = f"pass@1 on {name} by difficulty; half of the samples before training say which, the others how much"
+        caption = f"pass@1 on {name} by difficulty: half of the samples before training choose the row"
         tables.append(Table(caption, headings, bins))
     return tables
