@@ -111,7 +111,8 @@ def _started(options: Mapping[str, Any], device: torch.device | None, path: str,
     from vllm import LLM
     from vllm.platforms import current_platform
 
-    own = engine_environment(os.environ, current_platform.device_control_env_var, device and device.index)
+    index = None if device is None else device.index
+    own = engine_environment(os.environ, current_platform.device_control_env_var, index)
     kept = {name: os.environ[name] for name in own if name in os.environ}
     os.environ.update(own)
     try:

@@ -75,7 +75,7 @@ def engine_options(
 
 
 def engine_environment(environment: Mapping[str, str], control: str, index: int | None) -> dict[str, str]:
-    """What the engine's process finds otherwise than this one, which sees the devices that the variable `control` names.
+    """What the engine's process finds otherwise than this one, whose devices the variable `control` names.
 
     Of these it has the one at `index`, or all where that is None: else it would take the first in every process of a
     launch.
