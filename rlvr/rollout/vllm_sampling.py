@@ -4,6 +4,7 @@ import os
 from collections.abc import Iterator, Mapping, Sequence
 from contextlib import contextmanager
 from dataclasses import dataclass
+from textwrap import shorten
 from typing import Any
 
 import torch
@@ -17,6 +18,7 @@ from rlvr.rollout.rollouts import make_rollouts
 from rlvr.rollout.vllm_settings import engine_environment, engine_options, sampling_options
 from rlvr.types import Rollouts
 
+REASON_CHARACTERS = 300
 MAX_SEED = 2**62  # vLLM holds seeds as 64-bit integers with a sign
 
 
@@ -102,7 +104,7 @@ def sampling_parameters(options: Mapping[str, Any]) -> Any:
         return SamplingParams(**{**options, **more})
     except (TypeError, ValueError) as error:
         raise RecipeError(
-            f"trainer.generation_kwargs: vLLM does not take them ({_first_line(error)}); give arguments of its"
+            f"trainer.generation_kwargs: vLLM does not take them ({_reason(error)}); give arguments of its"
             " SamplingParams, or set trainer.use_vllm to false"
         ) from error
 
@@ -119,7 +121,7 @@ def _started(options: Mapping[str, Any], device: torch.device | None, path: str,
         return LLM(**options)
     except (RuntimeError, ValueError) as error:
         raise UserError(
-            f"{where}: vLLM does not start with {path!r} ({_first_line(error)}); see its log, change the vllm_ settings"
+            f"{where}: vLLM does not start with {path!r} ({_reason(error)}); see its log, change the vllm_ settings"
             " of the trainer section, or set trainer.use_vllm to false"
         ) from error
     finally:
@@ -128,5 +130,6 @@ def _started(options: Mapping[str, Any], device: torch.device | None, path: str,
         os.environ.update(kept)
 
 
-def _first_line(error: Exception) -> str:
-    return str(error).strip().partition("\n")[0]
+def _reason(error: Exception) -> str:
+    """On one line: the first of a validation error's says nothing."""
+    return shorten(str(error), REASON_CHARACTERS)

@@ -32,7 +32,7 @@ class Engine:
 
     def __init__(self, **options: Any) -> None:
         if options["gpu_memory_utilization"] > 0.95:
-            raise ValueError("Free memory on device is less than desired GPU memory utilization\nand more")
+            raise ValueError("Free memory on device is less than desired GPU memory\nutilization")
         assert all(each.is_over for each in self.started), "two engines at a time"
         self.options, self.is_over = options, False
         self.environment = {name: os.environ.get(name) for name in ("VLLM_ENABLE_V1_MULTIPROCESSING", CONTROL)}
