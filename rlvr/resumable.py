@@ -62,7 +62,7 @@ class ResumableTrainer(GRPOTrainer):
 
     def _run_epoch(self, **kwargs: Any) -> None:
         """A run that was killed between its last step and its end has no step left, of which transformers takes one."""
-        if self.state.global_step >= self.state.max_steps:
+        if self.control.should_training_stop or self.state.global_step >= self.state.max_steps:
             self._load_rng_state(kwargs["resume_from_checkpoint"])
             self.model.train()  # as after a step, or else TRL closes the metrics of evaluations
             self.control.should_training_stop = True

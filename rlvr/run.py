@@ -71,7 +71,12 @@ def run_recipe(loaded: LoadedRecipe, resume: bool, other_versions: bool = False)
     parts = load_parts(loaded, console)
     sets = load_sets(loaded, parts.tokenizer)
     evaluation = EvaluationCallback(
-        sets, loaded.recipe.evaluation, parts.functions, loaded.recipe.rewards, loaded.output_dir / "evaluations"
+        sets,
+        loaded.recipe.evaluation,
+        parts.functions,
+        loaded.recipe.rewards,
+        loaded.output_dir / "evaluations",
+        console,
     )
     recorder = RecorderCallback(loaded.output_dir, loaded.recipe.report.completions_every)
     interrupt = InterruptCallback(console)

@@ -3,12 +3,16 @@
 import json
 from collections.abc import Callable, Mapping, Sequence
 from pathlib import Path
-from typing import Any
+from typing import Any, Literal
 
 import numpy as np
 import pyarrow as pa
 import pyarrow.parquet as pq
 import yaml
+
+from rlvr.config.schema import EvaluationConfig
+from rlvr.evaluation.evaluate import summarise
+from rlvr.evaluation.records import PromptRecord
 
 # A run in which nothing is wrong, at a share of its way between 0 and 1.
 HEALTHY: Mapping[str, Callable[[float], float]] = {
@@ -115,6 +119,19 @@ def evaluated(name: str, role: str = "test", **estimates: tuple[float, float, fl
         "mean_reward": 0.5,
         "role": role,
     }
+
+
+def measured(name: str, samples: Sequence[str], role: Literal["test", "validation"] = "test") -> dict[str, Any]:
+    """The result of an evaluation, from a text per prompt of samples: 1 is right, 0 wrong, - without a verdict."""
+    outcomes = {"1": 1.0, "0": 0.0, "-": None}
+    records = [
+        PromptRecord(place, tuple(outcomes[each] for each in drawn), None, (None,) * len(drawn), (9,) * len(drawn), 0)
+        for place, drawn in enumerate(samples)
+    ]
+    size = len(samples[0])
+    config = EvaluationConfig(num_samples=size, k=sorted({1, size}), greedy=False)
+    keys = {place: f"key {place}" for place in range(len(samples))}
+    return summarise(name, records, config, role, keys).to_json()
 
 
 def write_completions(folder: Path, step: int, rows: Sequence[Mapping[str, Any]]) -> None:

@@ -47,8 +47,19 @@ def validation_scores(folder: Path, metric: str) -> dict[int, float]:
     """By step, the mean of the metric over the validation sets of `evaluations/step-*.json`."""
     scores = {}
     for path in folder.glob("step-*.json"):
-        match = EVALUATION.fullmatch(path.name)
-        results = [each for each in json.loads(path.read_text()) if each["role"] == "validation"]
-        if match and results:
-            scores[int(match[1])] = sum(each["estimates"][metric]["value"] for each in results) / len(results)
+        match, score = EVALUATION.fullmatch(path.name), score_of(path, metric)
+        if match and score is not None:
+            scores[int(match[1])] = score
     return scores
+
+
+def score_of(path: Path, metric: str) -> float | None:
+    """The mean of the metric over the validation sets of one evaluation.
+
+    None where there is no such set, and where one has no estimate, as no prompt of it got all of its verdicts.
+    """
+    results = json.loads(path.read_text()) if path.exists() else []
+    estimates = [each["estimates"] for each in results if each["role"] == "validation"]
+    if not estimates or not all(metric in each for each in estimates):
+        return None
+    return float(sum(each[metric]["value"] for each in estimates) / len(estimates))

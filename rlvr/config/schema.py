@@ -195,6 +195,14 @@ class AlgorithmConfig(Section):
         return Algorithm(preset=self.preset, **(inherited | own))
 
 
+class EarlyStopConfig(Section):
+    """A run ends once so many scheduled evaluations in a row have brought no gain on the validation sets."""
+
+    patience: int = Field(ge=1)
+    min_gain: float = Field(default=0.0, ge=0)  # of the best score so far; less than this is no gain
+    by: str = "pass@1"  # which estimate, averaged over evaluation.validation
+
+
 class EvaluationConfig(Section):
     """What is measured, on which held-out sets.
 
@@ -211,6 +219,7 @@ class EvaluationConfig(Section):
     greedy: bool = True
     batch_size: int = Field(default=64, ge=1)  # completions per generate call and process
     every: int | None = Field(default=None, ge=1)  # optimiser steps between evaluations during training; none: no such
+    early_stop: EarlyStopConfig | None = None
     seed: int = 0
 
     @model_validator(mode="after")
@@ -229,6 +238,25 @@ class EvaluationConfig(Section):
                 advice = nearest(name, known, f"the sets are {', '.join(known) or 'none'}")
                 raise Problem(f"temperatures.{name}", f"there is no such set; {advice}")
         return self
+
+    @model_validator(mode="after")
+    def _check_early_stop(self) -> Self:
+        if self.early_stop is not None:
+            self.check_comparable("early_stop", "early_stop.by", self.early_stop.by)
+        return self
+
+    def check_comparable(self, user: str, key: str, metric: str) -> None:
+        """Raises Problem at `user` where there is no validation to choose by, at `key` for a metric not measured."""
+        if not self.validation or self.every is None:
+            raise Problem(
+                user,
+                "needs held-out prompts by which policies are compared; give evaluation.validation some, and"
+                " evaluation.every the steps between comparisons",
+            )
+        metrics = [f"pass@{k}" for k in self.k] + ["greedy"] * self.greedy
+        if metric not in metrics:
+            advice = nearest(metric, metrics, f"it measures {', '.join(metrics)}")
+            raise Problem(key, f"{metric!r} is not measured by the evaluation; {advice}")
 
     @model_validator(mode="after")
     def _check_names(self) -> Self:
@@ -301,19 +329,8 @@ class Recipe(Section):
 
     @model_validator(mode="after")
     def _check_keep_best(self) -> Self:
-        if self.checkpoints.keep_best is None:
-            return self
-        evaluation, metric = self.evaluation, self.checkpoints.best_by
-        if not evaluation.validation or evaluation.every is None:
-            raise Problem(
-                "checkpoints.keep_best",
-                "needs held-out prompts by which checkpoints are compared; give evaluation.validation some, and"
-                " evaluation.every the steps between comparisons",
-            )
-        metrics = [f"pass@{k}" for k in evaluation.k] + ["greedy"] * evaluation.greedy
-        if metric not in metrics:
-            advice = nearest(metric, metrics, f"it measures {', '.join(metrics)}")
-            raise Problem("checkpoints.best_by", f"{metric!r} is not measured by the evaluation; {advice}")
+        if self.checkpoints.keep_best is not None:
+            self.evaluation.check_comparable("checkpoints.keep_best", "checkpoints.best_by", self.checkpoints.best_by)
         return self
 
     @model_validator(mode="after")

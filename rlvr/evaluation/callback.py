@@ -12,7 +12,8 @@ from transformers import TrainerCallback, TrainerControl, TrainerState, Training
 from rlvr.config.schema import EvaluationConfig, RewardsConfig
 from rlvr.evaluation.evaluate import NOTHING, EvaluationResult, Sampler, mean_pass_rate, summarise
 from rlvr.evaluation.passes import evaluate_sets
-from rlvr.evaluation.sets import EvaluationSets
+from rlvr.evaluation.plateau import EarlyStop
+from rlvr.evaluation.sets import EvaluationSets, prompt_keys
 from rlvr.files import write_whole
 from rlvr.verification import RewardFunction
 
@@ -30,8 +31,10 @@ class EvaluationCallback(TrainerCallback):
         functions: Sequence[RewardFunction],
         rewards: RewardsConfig,
         folder: Path,
+        console: Console,
     ) -> None:
         self.sets, self.config, self.functions, self.rewards, self.folder = sets, config, functions, rewards, folder
+        self.early_stop = None if config.early_stop is None else EarlyStop(config.early_stop, folder, console)
         self.sample: Sampler | None = None  # the trainer's, known only once it is built
         self.offers: Mapping[str, Any] = NOTHING  # what the trainer offers to reward functions beside the columns
         self.record: Callable[[Mapping[str, float]], None] | None = None  # metrics of the current step, likewise
@@ -41,6 +44,8 @@ class EvaluationCallback(TrainerCallback):
     ) -> None:
         if not (self.folder / "before.json").exists():
             self.run("before")
+        # A run that had ended on a plateau, and is resumed, has ended.
+        control.should_training_stop = self.early_stop is not None and self.early_stop.look(state.global_step)
 
     def on_step_end(self, args: TrainingArguments, state: TrainerState, control: TrainerControl, **kwargs: Any) -> None:
         if self.config.every is None or state.global_step % self.config.every:
@@ -48,11 +53,14 @@ class EvaluationCallback(TrainerCallback):
         assert self.record is not None
         results = self.run(f"step-{state.global_step:06d}")
         self.record({f"eval/{r.name}/{metric}": each.value for r in results for metric, each in r.estimates.items()})
+        if self.early_stop is not None and self.early_stop.look(state.global_step):
+            control.should_training_stop = control.should_save = True
 
     def on_train_end(
         self, args: TrainingArguments, state: TrainerState, control: TrainerControl, **kwargs: Any
     ) -> None:
-        if state.global_step >= state.max_steps:  # an interrupted run is not finished: it is evaluated when it is
+        is_stopped = self.early_stop is not None and self.early_stop.has_come
+        if is_stopped or state.global_step >= state.max_steps:  # an interrupted run is evaluated when it has ended
             self.run("after")
 
     def run(self, moment: str) -> list[EvaluationResult]:
@@ -68,13 +76,13 @@ class EvaluationCallback(TrainerCallback):
             label=lambda name: f"evaluate {name} {moment}",
         )
         results = [
-            summarise(name, records[name], self.config, kind)
+            summarise(name, records[name], self.config, kind, prompt_keys(data))
             for kind in ("test", "validation")
-            for name in self.sets.of(kind)
+            for name, data in self.sets.of(kind).items()
         ]
         if PartialState().is_main_process:
-            text = json.dumps([result.to_json() for result in results], indent=2)
-            write_whole(self.folder / f"{moment}.json", text + "\n")
+            lines = ",\n".join(json.dumps(result.to_json()) for result in results)  # one per set
+            write_whole(self.folder / f"{moment}.json", f"[\n{lines}\n]\n")
         return results
 
     def validate(self, moment: str, console: Console) -> float:

@@ -8,6 +8,7 @@ from typing import Any, Literal, Protocol
 from rlvr.config.schema import EvaluationConfig, RewardsConfig
 from rlvr.errors import RewardError
 from rlvr.evaluation.estimators import Estimate, estimate, pass_at_k
+from rlvr.evaluation.outcomes import Outcomes, outcomes_of
 from rlvr.evaluation.records import PromptRecord
 from rlvr.types import Rollouts
 from rlvr.verification import RewardFunction, Verdicts, verify
@@ -35,6 +36,7 @@ class EvaluationResult:
     truncated_frac: float
     mean_reward: float | None  # None when no completion has a reward
     role: Literal["test", "validation"] = "test"  # nothing is chosen by a test set
+    outcomes: Outcomes | None = None  # by prompt; None where the prompts were not at hand
 
     def to_json(self) -> dict[str, Any]:
         return asdict(self)
@@ -85,8 +87,13 @@ def summarise(
     records: Sequence[PromptRecord],
     config: EvaluationConfig,
     role: Literal["test", "validation"] = "test",
+    keys: Mapping[int, str] | None = None,
 ) -> EvaluationResult:
-    """The estimates over all prompts; prompts are the unit of resampling, because samples of one prompt are alike."""
+    """The estimates over all prompts; prompts are the unit of resampling, because samples of one prompt are alike.
+
+    `keys` are equal where prompts are, by prompt (see `prompt_keys`): equal prompts are resampled together, and the
+    outcomes are part of the result.
+    """
     if not records:
         raise ValueError(f"the evaluation set {name!r} has no prompts")
     scored = [r for r in records if None not in r.outcomes and not (config.greedy and r.greedy_outcome is None)]
@@ -95,6 +102,7 @@ def summarise(
         values[f"pass@{k}"] = [pass_at_k(len(r.outcomes), sum(o == 1.0 for o in r.outcomes), k) for r in scored]
     if config.greedy:
         values["greedy"] = [float(r.greedy_outcome == 1.0) for r in scored]
+    clusters = None if keys is None else [keys[each.prompt_id] for each in scored]
     lengths = [length for record in records for length in record.lengths]
     all_rewards = [reward for record in records for reward in record.rewards if reward is not None]
     return EvaluationResult(
@@ -102,11 +110,14 @@ def summarise(
         num_prompts=len(records),
         num_samples=config.num_samples,
         num_unscored=len(records) - len(scored),
-        estimates={metric: estimate(each, seed=config.seed) for metric, each in values.items() if each},
+        estimates={
+            metric: estimate(each, seed=config.seed, clusters=clusters) for metric, each in values.items() if each
+        },
         mean_length=sum(lengths) / len(lengths),
         truncated_frac=sum(record.num_truncated for record in records) / len(lengths),
         mean_reward=sum(all_rewards) / len(all_rewards) if all_rewards else None,
         role=role,
+        outcomes=None if keys is None else outcomes_of(records, keys, config.greedy),
     )
 
 

@@ -21,6 +21,7 @@ from rlvr.errors import EvaluationError, RecipeError
 from rlvr.evaluation.beyond import Beyond, beyond_base
 from rlvr.evaluation.contamination import Contamination, contamination
 from rlvr.evaluation.estimators import Estimate
+from rlvr.evaluation.pictures import draw_by_step, draw_pass_at_k
 from rlvr.evaluation.policies import policy_of
 from rlvr.evaluation.sampled import judge_again, sample_sets
 from rlvr.evaluation.samples import Sample
@@ -30,6 +31,7 @@ from rlvr.evaluation.summary import sample_estimates
 from rlvr.files import write_whole
 
 RESULTS = "results.json"
+CURVES, BY_STEP = "pass_at_k.png", "by_step.png"
 Estimates = dict[str, dict[str, Estimate]]  # by set and metric
 
 
@@ -54,10 +56,12 @@ def evaluate_pair(
             console.print(_table(name, {label: each[name] for label, each in found.items()}))
             if name in comparisons:
                 _say(console, comparisons[name])
+                console.print(_difficulty(name, comparisons[name]))
             _warn(console, name, overlaps[name])
         content = {"kind": which, "models": found, "comparisons": comparisons, "contamination": overlaps}
-        write_whole(output / RESULTS, json.dumps(_plain(content), indent=1) + "\n")
-        console.print(f"results         {output / RESULTS}", soft_wrap=True)
+        _write(content, output, console)
+        if draw_pass_at_k(found, output / CURVES):
+            console.print(f"curves          {output / CURVES}", soft_wrap=True)
 
 
 def evaluate_checkpoints(loaded: LoadedRecipe, run_dir: Path, which: SetKind, output: Path, rescore: bool) -> None:
@@ -79,8 +83,14 @@ def evaluate_checkpoints(loaded: LoadedRecipe, run_dir: Path, which: SetKind, ou
         for name in evaluation.sets.of(which):
             console.print(_table(name, {label: each[name] for label, each in found.items()}))
         content = {"kind": which, "models": found}
-        write_whole(output / RESULTS, json.dumps(_plain(content), indent=1) + "\n")
-        console.print(f"results         {output / RESULTS}", soft_wrap=True)
+        _write(content, output, console)
+        if draw_by_step(found, [folders.step_of(path) for path in whole], output / BY_STEP):
+            console.print(f"curve           {output / BY_STEP}", soft_wrap=True)
+
+
+def _write(content: Mapping[str, Any], output: Path, console: Console) -> None:
+    write_whole(output / RESULTS, json.dumps(_plain(content), indent=1) + "\n")
+    console.print(f"results         {output / RESULTS}", soft_wrap=True)
 
 
 def _prepared(loaded: LoadedRecipe, which: SetKind) -> tuple[Evaluation, Console]:
@@ -114,7 +124,7 @@ def folder_name(model: str) -> str:
 def _estimates(evaluation: Evaluation, samples: Sequence[Sample]) -> Estimates:
     config = evaluation.loaded.recipe.evaluation
     names = sorted({each.set_name for each in samples})
-    votes = [config.num_samples] if config.num_samples > 1 else []
+    votes = sorted({k for k in (*config.k, config.num_samples) if k > 1})
     return {
         name: sample_estimates(_of(samples, name), k=config.k, majority_k=votes, seed=config.seed) for name in names
     }
@@ -168,6 +178,18 @@ def _say(console: Console, found: Beyond) -> None:
         f" {_cell(metrics.sds)}, NSCR {_cell(metrics.nscr)}",
         soft_wrap=True,
     )
+
+
+def _difficulty(name: str, found: Beyond) -> Table:
+    """Where the gain comes from; see `difficulty_table`."""
+    table = Table(title=f"{escape(name)}, pass@1 by how often the base model is right [95% bootstrap interval]")
+    table.add_column("base model", no_wrap=True)
+    for heading in ("prompts", "base", "tuned", "difference"):
+        table.add_column(heading, justify="right")
+    for row in found.difficulty:
+        change = f"{row.difference.value:+.3f} [{row.difference.low:+.3f}, {row.difference.high:+.3f}]"
+        table.add_row(row.label, str(row.num_prompts), _cell(row.base), _cell(row.tuned), change)
+    return table
 
 
 def _warn(console: Console, name: str, found: Contamination) -> None:

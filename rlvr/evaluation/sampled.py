@@ -2,6 +2,7 @@
 
 from collections.abc import Iterator, Mapping, Sequence
 from contextlib import contextmanager
+from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any
 
@@ -13,7 +14,7 @@ from transformers import PreTrainedModel, set_seed
 
 from rewards._batch import answers_of
 from rlvr.errors import EvaluationError
-from rlvr.evaluation.evaluate import NOTHING, Sampler
+from rlvr.evaluation.evaluate import Sampler
 from rlvr.evaluation.samples import (
     Sample,
     append_samples,
@@ -25,6 +26,7 @@ from rlvr.evaluation.samples import (
 )
 from rlvr.evaluation.sets import SetKind
 from rlvr.evaluation.standalone import Evaluation, offers_of
+from rlvr.evaluation.token_entropy import EntropyReader, entropy_reader
 from rlvr.random_numbers import own_random_numbers
 from rlvr.reporting.console import progress_columns
 from rlvr.rollout.generating import ModelSampler
@@ -80,7 +82,7 @@ def sample_sets(
     config = evaluation.loaded.recipe.evaluation
     with (
         own_random_numbers(),
-        _drawing(evaluation, model) as (sampler, offers),
+        _drawing(evaluation, model) as drawing,
         Progress(*progress_columns(), console=console, disable=not state.is_main_process) as progress,
     ):
         for set_name, data in evaluation.sets.of(which).items():
@@ -94,7 +96,7 @@ def sample_sets(
             progress.advance(bar, len(mine) - len(left))
             for place, rows in left:
                 set_seed(derived_seed(config.seed, set_name, place) % 2**32)
-                found = _sampled(evaluation, sampler, rows, set_name, offers)
+                found = _sampled(evaluation, drawing, rows, set_name)
                 append_samples(folder, found, settings, state.process_index)
                 progress.advance(bar)
     state.wait_for_everyone()
@@ -102,16 +104,22 @@ def sample_sets(
     return _in_order([each for each in read_samples(folder, settings) if each.set_name in names])
 
 
+@dataclass(frozen=True)
+class _Drawing:
+    """What draws samples of a model, what is offered to the rewards meanwhile, and what reads entropies of tokens."""
+
+    sampler: Sampler
+    offers: Mapping[str, Any] = field(default_factory=dict)
+    entropies: EntropyReader | None = None
+
+
 @contextmanager
-def _drawing(
-    evaluation: Evaluation, model: PreTrainedModel | VLLMSampler
-) -> Iterator[tuple[Sampler, Mapping[str, Any]]]:
-    """What draws samples of the model, and what is offered to the rewards meanwhile."""
+def _drawing(evaluation: Evaluation, model: PreTrainedModel | VLLMSampler) -> Iterator[_Drawing]:
     if isinstance(model, VLLMSampler):
-        yield model, NOTHING
+        yield _Drawing(model)
         return
-    with offers_of(evaluation, model) as offers:
-        yield ModelSampler(model, evaluation.tokenizer, evaluation.loaded.trainer), offers
+    with offers_of(evaluation, model) as offers, entropy_reader(evaluation, model) as entropies:
+        yield _Drawing(ModelSampler(model, evaluation.tokenizer, evaluation.loaded.trainer), offers, entropies)
 
 
 def judge_again(evaluation: Evaluation, folder: Path) -> list[Sample]:
@@ -150,11 +158,7 @@ def _chunks(data: Dataset, size: int) -> list[list[dict[str, Any]]]:
 
 
 def _sampled(
-    evaluation: Evaluation,
-    sampler: Sampler,
-    rows: Sequence[Mapping[str, Any]],
-    set_name: str,
-    offers: Mapping[str, Any],
+    evaluation: Evaluation, drawing: _Drawing, rows: Sequence[Mapping[str, Any]], set_name: str
 ) -> list[Sample]:
     config = evaluation.loaded.recipe.evaluation
     temperature = config.temperatures.get(set_name, config.temperature)
@@ -162,10 +166,17 @@ def _sampled(
     draws = [(repeated, temperature), *([(rows, 0.0)] if config.greedy else [])]
     found: list[Sample] = []
     for each, heat in draws:
-        rollouts = sampler(each, temperature=heat)
-        verdicts = _judged(evaluation, rollouts, offers)
-        answers = answer_texts(rollouts.completions)
-        found += samples_of(rollouts, verdicts, answers, set_name=set_name, temperature=heat, seed=config.seed)
+        rollouts = drawing.sampler(each, temperature=heat)
+        found += samples_of(
+            rollouts,
+            _judged(evaluation, rollouts, drawing.offers),
+            answer_texts(rollouts.completions),
+            set_name=set_name,
+            temperature=heat,
+            seed=config.seed,
+            # A greedy completion has no temperature at which its distribution could be asked for.
+            token_entropies=None if drawing.entropies is None or heat == 0.0 else drawing.entropies(rollouts, heat),
+        )
     return found
 
 

@@ -1,5 +1,6 @@
 """The held-out prompts of a recipe: test sets, and validation sets that share no prompt with them."""
 
+import hashlib
 import json
 from collections.abc import Mapping
 from dataclasses import dataclass, field
@@ -15,6 +16,7 @@ from rlvr.errors import DataError
 
 SetKind = Literal["test", "validation"]
 SHOWN_CHARACTERS = 60
+KEY_BYTES = 6  # of a prompt's hash
 
 
 @dataclass(frozen=True)
@@ -60,6 +62,14 @@ def check_disjoint(sets: EvaluationSets) -> None:
                     f" test set evaluation.sets.{test_name}, such as {_shown(shared[0])}; give it other rows, as of"
                     " another split or seed"
                 )
+
+
+def prompt_keys(data: Dataset) -> dict[int, str]:
+    """A short hash of each prompt by its id, equal where the prompts are."""
+    return {
+        prompt_id: hashlib.blake2b(_key(prompt).encode("utf-8", "surrogatepass"), digest_size=KEY_BYTES).hexdigest()
+        for prompt_id, prompt in zip(data["prompt_id"], data["prompt"], strict=True)
+    }
 
 
 def _key(prompt: Any) -> str:

@@ -16,7 +16,7 @@ from rlvr.errors import RecipeError
 from rlvr.evaluation.evaluate import EvaluationResult, summarise
 from rlvr.evaluation.passes import evaluate_sets
 from rlvr.evaluation.records import PromptRecord
-from rlvr.evaluation.sets import EvaluationSets, SetKind, load_sets
+from rlvr.evaluation.sets import EvaluationSets, SetKind, load_sets, prompt_keys
 from rlvr.frozen import FrozenPass
 from rlvr.model import load_tokenizer
 from rlvr.policy import attach_token_stats
@@ -53,7 +53,10 @@ def evaluate_model(
     """
     evaluation = load_evaluation(loaded)
     records = evaluate_records(evaluation, model, which, console)
-    return [summarise(name, each, loaded.recipe.evaluation, which) for name, each in records.items()]
+    return [
+        summarise(name, records[name], loaded.recipe.evaluation, which, prompt_keys(data))
+        for name, data in evaluation.sets.of(which).items()
+    ]
 
 
 def evaluate_records(
@@ -103,18 +106,30 @@ def offers_of(evaluation: Evaluation, model: PreTrainedModel) -> Iterator[Mappin
     if not any(takes(each.function, "scorer") for each in evaluation.functions):
         yield {}
         return
-    settings, tokenizer = evaluation.loaded.trainer, evaluation.tokenizer
-    frozen = FrozenPass(
+    scorer = PolicyScorer(lambda: model, evaluation.tokenizer, frozen_pass(evaluation, model))
+    with token_stats_of(model):
+        yield scorer_offer(evaluation.functions, scorer)
+
+
+def frozen_pass(evaluation: Evaluation, model: PreTrainedModel) -> FrozenPass:
+    """Reads texts under a model as the recipe's run would."""
+    settings = evaluation.loaded.trainer
+    return FrozenPass(
         PlainProcesses(model.device, settings),
         settings["per_device_train_batch_size"],
-        tokenizer.pad_token_id,
+        evaluation.tokenizer.pad_token_id,
         settings["temperature"],
     )
+
+
+@contextmanager
+def token_stats_of(model: PreTrainedModel) -> Iterator[None]:
+    """Within it the model answers `token_query`; its `forward` is as before afterwards."""
     modules = [each for each in (model, model.get_output_embeddings()) if each is not None]
     forwards = [each.forward for each in modules]
     attach_token_stats(model)
     try:
-        yield scorer_offer(evaluation.functions, PolicyScorer(lambda: model, tokenizer, frozen))
+        yield
     finally:
         for each, forward in zip(modules, forwards, strict=True):
             each.forward = forward

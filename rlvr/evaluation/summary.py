@@ -1,11 +1,12 @@
 """What the kept samples of one model on one set amount to."""
 
-from collections.abc import Sequence
+from collections.abc import Hashable, Sequence
 from dataclasses import dataclass
 
 import numpy as np
 
 from rlvr.errors import EvaluationError
+from rlvr.evaluation.entropy import mean_answer_entropy, mean_token_entropy
 from rlvr.evaluation.estimators import Estimate, Floats, estimate, pass_at_k_curves
 from rlvr.evaluation.majority import majority_at_k
 from rlvr.evaluation.samples import Sample
@@ -69,11 +70,12 @@ def by_prompt(samples: Sequence[Sample]) -> dict[int, PromptSamples]:
 def sample_estimates(
     samples: Sequence[Sample], *, k: Sequence[int], majority_k: Sequence[int] = (), seed: int
 ) -> dict[str, Estimate]:
-    """pass@k, avg@n, maj@k, greedy, mean length in tokens and the truncated share, of the n drawn samples of one set.
+    """pass@k, avg@n, maj@k, greedy, mean length in tokens, truncated share and entropies, of the n samples of one set.
 
     Prompts with equal text are resampled together. The first four are over the prompts all of whose samples have a
-    verdict, and missing where there is none; the last two over all prompts. Raises EvaluationError as `by_prompt`, and
-    for a k above n.
+    verdict, and missing where there is none; the others over all prompts. `answer_entropy` is that of a prompt's final
+    answers, `token_entropy` the mean over tokens, missing where samples do not have it; both in nats. Raises
+    EvaluationError as `by_prompt`, and for a k above n.
     """
     prompts = list(by_prompt(samples).values())
     scored = [each for each in prompts if each.is_scored]
@@ -97,4 +99,21 @@ def sample_estimates(
         truncated = [float(np.mean([s.truncated for s in p.drawn])) for p in prompts]
         found["length"] = estimate(lengths, seed=seed, clusters=everyone)
         found["truncated"] = estimate(truncated, seed=seed, clusters=everyone)
+        answers = [[s.answer for s in p.drawn] for p in prompts]
+        found["answer_entropy"] = mean_answer_entropy(answers, seed=seed, clusters=everyone)
+        entropy = token_entropy_of(prompts, seed=seed, clusters=everyone)
+        if entropy is not None:
+            found["token_entropy"] = entropy
     return found
+
+
+def token_entropy_of(
+    prompts: Sequence[PromptSamples], *, seed: int, clusters: Sequence[Hashable] | None = None
+) -> Estimate | None:
+    """The mean entropy per token of the drawn samples; see `mean_token_entropy`."""
+    return mean_token_entropy(
+        [[s.token_entropy for s in p.drawn] for p in prompts],
+        [[len(s.completion_ids) for s in p.drawn] for p in prompts],
+        seed=seed,
+        clusters=clusters,
+    )

@@ -15,6 +15,8 @@ from rich.progress import (
 from rich.table import Table
 from transformers import TrainerCallback, TrainerControl, TrainerState, TrainingArguments
 
+from rlvr.evaluation.outcomes import difference_by_prompt, kept_outcomes
+
 LINES_WITHOUT_TERMINAL = 10  # progress lines of a whole run when the output goes to a file
 
 
@@ -92,12 +94,24 @@ def comparison_table(before: Sequence[Mapping[str, Any]], after: Sequence[Mappin
         name = old["name"] if is_test(old) else f"{old['name']} (validation)"
         for metric, start in old["estimates"].items():
             end = new["estimates"][metric]
-            change = f"{end['value'] - start['value']:+.3f}"
+            change = _change(old, new, metric)
             table.add_row(f"{name} {metric}", _interval(start), _interval(end), change)
         for metric, label in (("mean_length", "tokens"), ("truncated_frac", "truncated")):
             change = f"{new[metric] - old[metric]:+.2f}"
             table.add_row(f"{name} {label}", f"{old[metric]:.2f}", f"{new[metric]:.2f}", change)
     return table
+
+
+def _change(old: Mapping[str, Any], new: Mapping[str, Any], metric: str) -> str:
+    """Over the prompts that both have verdicts for, with the paired interval; older runs kept no outcomes."""
+    kept = [each.get("outcomes") for each in (new, old)]
+    paired = None
+    if None not in kept:
+        paired = difference_by_prompt(*(kept_outcomes(each) for each in kept), metric, seed=0)
+    if paired is None:
+        return f"{new['estimates'][metric]['value'] - old['estimates'][metric]['value']:+.3f}"
+    found = paired.difference
+    return f"{found.value:+.3f} [{found.low:+.2f}, {found.high:+.2f}]"
 
 
 def is_test(result: Mapping[str, Any]) -> bool:

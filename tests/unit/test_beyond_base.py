@@ -10,6 +10,7 @@ import pytest
 
 from rlvr.errors import EvaluationError
 from rlvr.evaluation.beyond import beyond_base
+from rlvr.evaluation.entropy import answer_entropy
 from rlvr.evaluation.estimators import Estimate, estimate
 from rlvr.evaluation.majority import majority_at_k
 from rlvr.evaluation.samples import Sample
@@ -54,6 +55,8 @@ def test_estimates_by_hand() -> None:
             "greedy": 1 / 3,
             "length": (4 + 3 + 3 + 3) / 4,
             "truncated": 1 / 16,
+            "answer_entropy": sum(map(answer_entropy, ["rrab", "aaaa", ["r", "", "a", "a"], "rr?r"])) / 4,
+            "token_entropy": 0.25,
         }
     )
     assert found["pass@1"] == estimate([0.5, 0.0, 0.25], seed=0)
@@ -82,7 +85,7 @@ def test_estimates_of_greedy_samples_alone() -> None:
 
 def test_estimates_without_any_verdict() -> None:
     found = sample_estimates(samples(["??", "??"]), k=[1], seed=0)
-    assert set(found) == {"length", "truncated"}
+    assert set(found) == {"length", "truncated", "answer_entropy", "token_entropy"}
 
 
 def test_estimates_refuse_what_they_cannot_sum_up() -> None:

@@ -6,13 +6,18 @@ from typing import Any
 
 import pyarrow.parquet as pq
 import pytest
+import torch
 import yaml
+from matplotlib.image import imread
+from torch.distributions import Categorical
+from transformers import AutoModelForCausalLM
 from typer.testing import CliRunner, Result
 
 from rlvr.cli import app
 from rlvr.evaluation.samples import read_samples
 from tests.conftest import WORDS, sharp, tiny_model, tiny_tokenizer
 
+METRICS = {"pass@1", "pass@4", "avg@4", "maj@4", "greedy", "length", "truncated", "answer_entropy", "token_entropy"}
 ROWS = [{"prompt": f"{a} {b}", "answer": a} for a in WORDS[3:8] for b in WORDS[3:8]]
 
 
@@ -66,15 +71,37 @@ def test_model_against_its_base(recipe: Path) -> None:
     found = results(recipe)
     assert list(found["models"]) == [str(recipe.parent / "base"), tuned]
     for each in found["models"].values():
-        assert set(each["held"]) == {"pass@1", "pass@4", "avg@4", "maj@4", "greedy", "length", "truncated"}
+        assert set(each["held"]) == METRICS
         assert each["held"]["pass@1"]["value"] == pytest.approx(each["held"]["avg@4"]["value"])
     values = [each["held"]["pass@1"]["value"] for each in found["models"].values()]
     assert 0 < min(values) < max(values) < 1
     difference = found["comparisons"]["held"]["pass_at_1"]["difference"]
     assert difference["value"] == pytest.approx(values[1] - values[0])
     assert found["comparisons"]["held"]["verdict"] in result.output.replace("\n", " ")
+    assert "by how often the base model is right" in result.output
+    assert imread(recipe.parent / "out" / "pass_at_k.png").std() > 0
     assert found["contamination"]["held"]["num_equal"] == 2
     assert "2 of 10 prompts of held overlap with training prompts" in result.output
+
+
+def test_token_entropies_are_those_of_the_model_that_sampled(recipe: Path) -> None:
+    """Against the logits of a plain forward pass in float64, at the temperature of the set."""
+    assert evaluate(recipe, "evaluation.temperatures.held=0.7").exit_code == 0
+    kept = read_samples(parts(recipe)[0].parent)
+    model = AutoModelForCausalLM.from_pretrained(recipe.parent / "base").double()
+    tokenizer = tiny_tokenizer()
+    for each in kept[:12]:
+        before = tokenizer(each.prompt)["input_ids"]
+        with torch.no_grad():
+            logits = model(torch.tensor([before + list(each.completion_ids)])).logits[0, len(before) - 1 : -1]
+        expected = Categorical(logits=logits / 0.7).entropy().mean()
+        assert each.token_entropy == pytest.approx(float(expected), rel=1e-4)
+    assert {each.token_entropy is None for each in kept if each.is_greedy} == {True}
+    (model_results,) = results(recipe)["models"].values()
+    weights = [len(each.completion_ids) for each in kept if not each.is_greedy]
+    values = [each.token_entropy for each in kept if not each.is_greedy]
+    mean = sum(w * v for w, v in zip(weights, values, strict=True)) / sum(weights)  # type: ignore[operator]
+    assert model_results["held"]["token_entropy"]["value"] == pytest.approx(mean)
 
 
 def test_what_is_kept_is_not_sampled_again(recipe: Path) -> None:
@@ -136,6 +163,7 @@ def test_checkpoints_of_a_run(recipe: Path) -> None:
     result = evaluate(recipe, "--checkpoints", str(run))
     assert result.exit_code == 0, result.output + repr(result.exception)
     assert list(results(recipe)["models"]) == ["checkpoint-1", "checkpoint-2"]
+    assert imread(recipe.parent / "out" / "by_step.png").std() > 0
     assert evaluate(recipe, "--checkpoints", str(recipe.parent / "base")).exit_code == 2
 
 

@@ -7,6 +7,7 @@ from typing import Any
 
 import pytest
 import torch
+from rich.console import Console
 from tokenizers import processors
 from transformers import PreTrainedTokenizerBase
 
@@ -106,7 +107,7 @@ def test_evaluation_offers_it_too(make_trainer: MakeTrainer, tmp_path: Path) -> 
     rewards = RewardsConfig.model_validate({"functions": [{"use": "exact", "name": "reward"}]})
     config = EvaluationConfig(num_samples=2, k=[1])
     sets = EvaluationSets(test={"heldout": letter_dataset(3)})
-    callback = EvaluationCallback(sets, config, [RewardFunction("reward", 1.0, asking)], rewards, tmp_path)
+    callback = EvaluationCallback(sets, config, [RewardFunction("reward", 1.0, asking)], rewards, tmp_path, Console())
     callback.sample, callback.offers = trainer.sample, trainer.offers
     (result,) = callback.run("before")
     assert result.mean_reward == pytest.approx(scorer_of(trainer).score_tokens([""], ["a"])[0][0], abs=1e-5)

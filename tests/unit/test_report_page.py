@@ -13,11 +13,14 @@ from typer.testing import CliRunner
 from rlvr.cli import app
 from rlvr.reporting.report import watching
 from rlvr.reporting.report.building import build_report
-from tests.report_runs import FEW, HEALTHY, RECIPE, completion, evaluated, write_completions, write_run
+from tests.report_runs import FEW, HEALTHY, RECIPE, completion, evaluated, measured, write_completions, write_run
 
 HOSTILE = (
     "</script><script>alert(1)</script><img src=x onerror=alert(2)>\x1b[2J\x1b]0;title\x07 {{ 7 * 7 }} &lt; \u202e"
 )
+# 20 prompts: 2 are won, 4 never solved, 2 lost, and 12 solved more often.
+BEFORE = ["00000000"] * 6 + ["10000000"] * 2 + ["11110000"] * 8 + ["11000000"] * 4
+AFTER = ["11110000"] * 2 + ["00000000"] * 6 + ["11111110"] * 12
 EVALUATIONS = {
     "before": [evaluated("test", pass_at_1=(0.4, 0.36, 0.44), pass_at_8=(0.8, 0.7, 0.9))],
     "after": [evaluated("test", pass_at_1=(0.5, 0.47, 0.53), pass_at_8=(0.9, 0.8, 1.0))],
@@ -69,7 +72,8 @@ def completions_of(html: str) -> list[str]:
 
 @pytest.fixture(scope="module")
 def whole(tmp_path_factory: pytest.TempPathFactory) -> tuple[str, Parsed]:
-    folder = write_run(tmp_path_factory.mktemp("whole"), evaluations=EVALUATIONS)
+    evaluations = {"before": [measured("test", BEFORE)], "after": [measured("test", AFTER)]}
+    folder = write_run(tmp_path_factory.mktemp("whole"), evaluations=evaluations)
     write_completions(folder, 1, [completion("four"), completion("five", 0.0, hint="think")])
     return built(folder)
 
@@ -82,6 +86,7 @@ def test_a_whole_run(whole: tuple[str, Parsed]) -> None:
         "setup",
         "learning",
         "passk",
+        "beyond",
         "entropy",
         "clip",
         "rewards",
@@ -92,13 +97,33 @@ def test_a_whole_run(whole: tuple[str, Parsed]) -> None:
         "completions",
     ]
     assert page.missing == {}
-    assert "pass@1 on test rose from 0.400" in page.sections["verdict"]
+    assert "pass@1 on test rose from 0.263 [0." in page.sections["verdict"]
+    assert "a difference of +0.312 [+0.200, +0.425], p < 0.001." in page.sections["verdict"]
+    assert "differences prompt by prompt" in page.sections["verdict"]
     assert "None of the known failure patterns was found." in page.sections["alarms"]
     assert "builtin://starter" in page.sections["setup"]
     assert "torch 2.13.0" in page.sections["setup"]
     assert "The verifier, which decides whether a completion is right, is exact." in page.sections["rewards"]
     assert "All 2 recorded completions." in page.sections["completions"]
     assert completions_of(html) == ["four", "five"]
+
+
+def test_reach_beside_that_of_the_policy_before_training(whole: tuple[str, Parsed]) -> None:
+    text = whole[1].sections["beyond"]
+    assert "test: RL wins up to k = 2; above that the base model is not worse." in text
+    assert "one of its 8 samples is right, so that one solved less often than in 31% of tries" in text
+    assert re.search(r"prompts within reach before and after\|12", text)
+    assert re.search(r"only before: lost\|2\s+only after: won\|2\s+never\|4", text)
+    assert re.search(r"kept of what was within reach \(SRR\)\|0\.857 \[", text)
+    assert re.search(r"never right\|6\|0\.\d+ \[", text)
+    assert "pass@1, after minus before|+0.312 [" in text
+
+
+def test_runs_that_kept_no_outcomes_say_so(tmp_path: Path) -> None:
+    _, page = built(write_run(tmp_path, healthy=FEW, evaluations=EVALUATIONS))
+    assert page.missing["beyond"].startswith("No test set has outcomes by prompt at both ends")
+    assert "a difference of +0.100 [+0.050, +0.150]." in page.sections["verdict"]
+    assert "as if the prompts had been others each time" in page.sections["verdict"]
 
 
 def test_the_page_is_one_file_that_asks_for_nothing(whole: tuple[str, Parsed]) -> None:
@@ -242,9 +267,28 @@ def test_several_runs_beside_one_another(tmp_path: Path) -> None:
         ("guidance.rule", "(not set)", "sage"),
         ("trainer.beta2", "(not set)", "0.5"),
     ]
+    assert "second|-|-|-|not evaluated at both ends|-" in page.sections["results"]
     assert len(set(page.ids)) == len(page.ids)
     assert "nearly all groups solved" in page.sections["alarms"]
     assert completions_of(html) == ["of the first", "of the second"]
+
+
+def test_runs_are_compared_prompt_by_prompt(tmp_path: Path) -> None:
+    """The last evaluations of the runs, each with that of the first run."""
+    ends = {"first": BEFORE, "second": AFTER, "third": AFTER[:-1]}
+    folders = [
+        write_run(
+            tmp_path / name,
+            healthy=FEW,
+            evaluations={"before": [measured("test", BEFORE)], "after": [measured("test", after)]},
+        )
+        for name, after in ends.items()
+    ]
+    text = built(*folders)[1].sections["results"]
+    assert "after, minus first" in text
+    assert re.search(r"first\|[^|]*\|[^|]*\|\+0\.000 \[\+0\.000, \+0\.000\]\|not told apart\|\s", text)
+    assert re.search(r"second\|[^|]*\|[^|]*\|\+0\.312 \[.*\]\|better\|\+0\.312 \[\+0\.\d+, .*\], p < 0\.001", text)
+    assert re.search(r"third\|[^|]*\|[^|]*\|\+0\.\d+ \[.*\]\|better\|other prompts, or none kept", text)
 
 
 def test_equal_recipes_are_said_to_be(tmp_path: Path) -> None:

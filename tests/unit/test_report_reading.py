@@ -3,6 +3,7 @@
 import base64
 import json
 from pathlib import Path
+from typing import Any
 
 import pytest
 from transformers.integrations.integration_utils import rewrite_logs
@@ -95,6 +96,14 @@ def test_broken_recipe_and_evaluation_are_named(tmp_path: Path) -> None:
     assert change_of(run) == []
 
 
+@pytest.mark.parametrize(
+    "outcomes", [{"ids": [0]}, {"ids": [0], "keys": ["a"], "samples": [], "greedy": [""]}, [], {"ids": "no"}, 3]
+)
+def test_damaged_outcomes_are_named(tmp_path: Path, outcomes: Any) -> None:
+    write_run(tmp_path, evaluations={"before": [evaluated("test", pass_at_1=(0.3, 0.2, 0.4)) | {"outcomes": outcomes}]})
+    assert read(tmp_path).notes == ("evaluations/before.json cannot be read.",)
+
+
 def test_names_tell_runs_apart(tmp_path: Path) -> None:
     folders = [write_run(tmp_path / "a" / "seed-1"), write_run(tmp_path / "b" / "seed-1")]
     assert [run.name for run in read_runs(folders)] == ["a/seed-1", "b/seed-1"]
@@ -109,7 +118,9 @@ def test_verdict_compares_the_first_evaluation_with_the_last(tmp_path: Path) -> 
     run = read(write_run(tmp_path, evaluations=evaluations))
     assert [moment.name for moment in run.moments] == ["before", "step 10", "after"]
     (change,) = change_of(run)
-    assert (change.low, change.high) == (pytest.approx(0.05), pytest.approx(0.15))  # 0.1 -/+ sqrt(0.03^2 + 0.04^2)
+    low, high = change.difference.low, change.difference.high
+    assert (low, high) == (pytest.approx(0.05), pytest.approx(0.15))  # 0.1 -/+ sqrt(0.03^2 + 0.04^2)
+    assert change.p_value is None
     (sentence,) = in_words(run)
     assert sentence == (
         "pass@1 on test rose from 0.400 [0.360, 0.440] to 0.500 [0.470, 0.530], a difference of +0.100 [+0.050,"

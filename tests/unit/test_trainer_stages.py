@@ -9,6 +9,7 @@ from typing import Any
 import numpy as np
 import pytest
 import torch
+from rich.console import Console
 from transformers import Qwen3ForCausalLM
 
 from rlvr.config.schema import EvaluationConfig, RewardsConfig
@@ -305,6 +306,7 @@ def attach_evaluation(trainer: RLVRTrainer, folder: Path) -> EvaluationCallback:
         [RewardFunction("reward", 1.0, vowel_reward)],
         RewardsConfig.model_validate({"functions": [{"use": "exact", "name": "reward"}]}),
         folder,
+        Console(),
     )
     callback.sample = trainer.sample
     trainer.add_callback(callback)

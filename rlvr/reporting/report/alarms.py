@@ -255,7 +255,7 @@ def training_only(run: Run) -> Alarm | None:
     passed = trend(run, "outcome/pass_rate")
     if passed is None or passed.change <= FLAT or run.ends is None:
         return None
-    worse = [each for each in change_of(run) if each.metric == "pass@1" and each.is_test and each.high < 0]
+    worse = [each for each in change_of(run) if each.metric == "pass@1" and each.is_test and each.word == "worse"]
     if not worse:
         return None
     return Alarm(
@@ -276,7 +276,7 @@ def narrowing(run: Run) -> Alarm | None:
     """pass@1 rises and pass@k of the largest k falls: answers that were there before are lost."""
     for name in {each.set_name for each in change_of(run) if each.is_test}:
         by_k = {each.k: each for each in change_of(run) if each.set_name == name and each.k is not None}
-        if len(by_k) > 1 and 1 in by_k and by_k[1].low > 0 and by_k[max(by_k)].high < 0:
+        if len(by_k) > 1 and 1 in by_k and by_k[1].word == "better" and by_k[max(by_k)].word == "worse":
             first, most = by_k[1], by_k[max(by_k)]
             return Alarm(
                 "fewer prompts within reach",

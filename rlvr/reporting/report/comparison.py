@@ -9,7 +9,7 @@ from rlvr.reporting.report.records import Run
 from rlvr.reporting.report.sections import SHARE
 from rlvr.reporting.report.setup import differences
 from rlvr.reporting.report.trends import late_mean
-from rlvr.reporting.report.verdict import change_of, interval, status_of
+from rlvr.reporting.report.verdict import change_of, interval, p_value_in_words, paired_difference, signed, status_of
 
 # (metric, title, unit, limits of the axis)
 ALIGNED: tuple[tuple[str, str, str, tuple[float, float] | None], ...] = (
@@ -36,14 +36,33 @@ def _results(runs: Sequence[Run]) -> Section:
         rows = []
         for run in runs:
             found = [each for each in change_of(run) if (each.set_name, each.metric) == (name, metric)]
+            against = _against(runs[0], run, name, metric)
             rows += [
-                [run.name, interval(each.before), interval(each.after), f"{each.difference:+.3f}", each.word]
+                [run.name, interval(each.before), interval(each.after), signed(each.difference), each.word, against]
                 for each in found
-            ] or [[run.name, "-", "-", "-", "not evaluated at both ends"]]
+            ] or [[run.name, "-", "-", "-", "not evaluated at both ends", against]]
         role = "" if is_test else " (validation)"
-        headings = ["run", "before", "after", "difference", ""]
+        headings = ["run", "before", "after", "difference", "", f"after, minus {runs[0].name}"]
         tables.append(Table(f"{metric} on {name}{role} [95% interval]", headings, rows))
     return Section("results", "Results", tables=tables)
+
+
+def _against(first: Run, run: Run, name: str, metric: str) -> str:
+    """The last evaluation of a run against that of the first run, prompt by prompt."""
+    if run is first:
+        return ""
+    ends = [
+        next((each for each in one.moments[-1].results if each.name == name and metric in each.estimates), None)
+        if one.moments
+        else None
+        for one in (run, first)
+    ]
+    if ends[0] is None or ends[1] is None:
+        return "-"
+    paired = paired_difference(ends[0], ends[1], metric)
+    if paired is None:
+        return "other prompts, or none kept"
+    return signed(paired.difference) + p_value_in_words(paired.p_value)
 
 
 def _ends(runs: Sequence[Run]) -> Table:

@@ -11,8 +11,10 @@ from typing import Any
 import yaml
 
 from rlvr.errors import UserError
+from rlvr.evaluation.estimators import Estimate
+from rlvr.evaluation.outcomes import kept_outcomes
 from rlvr.reporting.printable import printable
-from rlvr.reporting.report.records import Estimate, Moment, Run, SetResult
+from rlvr.reporting.report.records import Moment, Run, SetResult
 from rlvr.run_directory import SUMMARY
 
 STEP_FILE = re.compile(r"step-(\d+)")
@@ -164,4 +166,5 @@ def _result(entry: Mapping[str, Any]) -> SetResult:
         estimates=estimates,
         mean_length=_number(entry.get("mean_length")),
         truncated_frac=_number(entry.get("truncated_frac")),
+        outcomes=None if entry.get("outcomes") is None else kept_outcomes(entry["outcomes"]),
     )

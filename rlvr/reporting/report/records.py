@@ -7,14 +7,8 @@ from typing import Any
 
 import numpy as np
 
-
-@dataclass(frozen=True)
-class Estimate:
-    """A mean over prompts with its 95% interval."""
-
-    value: float
-    low: float
-    high: float
+from rlvr.evaluation.estimators import Estimate
+from rlvr.evaluation.outcomes import Outcomes
 
 
 @dataclass(frozen=True)
@@ -29,6 +23,7 @@ class SetResult:
     estimates: Mapping[str, Estimate]  # pass@1, pass@8, greedy, ...
     mean_length: float | None
     truncated_frac: float | None
+    outcomes: Outcomes | None = None  # by prompt; older runs did not keep them
 
 
 @dataclass(frozen=True)

@@ -8,12 +8,14 @@ from rlvr.reporting.printable import printable
 from rlvr.reporting.report.alarms import reward_names, verifier_name
 from rlvr.reporting.report.blocks import Curve, Figure, Section, Table, Unavailable, curves, figure_of, number, present
 from rlvr.reporting.report.charts import Chart, Line, draw_bars
+from rlvr.reporting.report.reach import beyond
 from rlvr.reporting.report.records import Moment, Run, Series
 from rlvr.reporting.report.trends import total
-from rlvr.reporting.report.verdict import change_of, interval, moments_in_words
+from rlvr.reporting.report.verdict import change_of, interval, moments_in_words, p_value_in_words, signed
 
 SHARE = (-0.02, 1.02)
 JUMPS = "time/extrapolate_s"
+UNPAIRED = "as if the prompts had been others each time, which makes their intervals wide"
 
 
 def learning(run: Run) -> Section:
@@ -284,20 +286,22 @@ def pass_at_k(run: Run) -> Section:
 
 def changes_table(run: Run) -> Table | None:
     """Every metric at both ends; None where there are not two evaluations."""
+    changes = change_of(run)
     rows = [
         [
             f"{each.set_name}{'' if each.is_test else ' (validation)'} {each.metric}",
             each.word,
             interval(each.before),
             interval(each.after),
-            f"{each.difference:+.3f} [{each.low:+.3f}, {each.high:+.3f}]",
+            f"{signed(each.difference)}{p_value_in_words(each.p_value)}",
         ]
-        for each in change_of(run)
+        for each in changes
     ]
     if run.ends is None or not rows:
         return None
     headings = ["set and metric", "", run.ends[0].name, run.ends[1].name, "difference"]
-    return Table("Before and after, mean over prompts [95% interval]", headings, rows)
+    paired = "prompt by prompt" if all(each.p_value is not None for each in changes) else UNPAIRED
+    return Table(f"Before and after, mean over prompts [95% interval]; differences {paired}", headings, rows)
 
 
 def every_metric(run: Run) -> Section:
@@ -327,6 +331,7 @@ def _section(id: str, title: str, figures: Sequence[Figure], missing: str, words
 SECTIONS: tuple[tuple[str, str, Callable[[Run], Section | None]], ...] = (
     ("learning", "Learning curves", learning),
     ("passk", "pass@k", pass_at_k),
+    ("beyond", "Beyond the base model?", beyond),
     ("entropy", "Entropy", entropy),
     ("clip", "Clip and ratio", clip_and_ratio),
     ("rewards", "Reward components", rewards),

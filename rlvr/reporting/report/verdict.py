@@ -4,16 +4,23 @@ import math
 from collections.abc import Sequence
 from dataclasses import dataclass
 
-from rlvr.reporting.report.records import Estimate, Run
+from rlvr.evaluation.comparison import Comparison
+from rlvr.evaluation.estimators import Estimate
+from rlvr.evaluation.outcomes import difference_by_prompt
+from rlvr.reporting.report.records import Run, SetResult
 from rlvr.reporting.report.trends import trend
+
+LEVEL = 0.05  # of p-values
+SEED = 0  # of the intervals, so that a report comes out the same each time
 
 
 @dataclass(frozen=True)
 class Change:
     """One metric of one set, at the first and the last evaluation.
 
-    `low` and `high` bound the difference as if the two were measured on different prompts, by adding the squared half
-    widths of the intervals. As they are the same prompts, the true interval is narrower.
+    With a `p_value` the difference is over the prompts that both have verdicts for, with its paired interval.
+    Without, as for runs that kept no outcomes by prompt, it is bounded as if the two were measured on different
+    prompts, by adding the squared half widths of the intervals: the true interval is narrower.
     """
 
     set_name: str
@@ -21,12 +28,8 @@ class Change:
     metric: str
     before: Estimate
     after: Estimate
-    low: float
-    high: float
-
-    @property
-    def difference(self) -> float:
-        return self.after.value - self.before.value
+    difference: Estimate
+    p_value: float | None
 
     @property
     def k(self) -> int | None:
@@ -36,9 +39,11 @@ class Change:
 
     @property
     def word(self) -> str:
-        if self.low > 0:
+        if self.p_value is not None and self.p_value >= LEVEL:  # an interval of a handful of prompts says nothing
+            return "not told apart"
+        if self.difference.low > 0:
             return "better"
-        return "worse" if self.high < 0 else "not told apart"
+        return "worse" if self.difference.high < 0 else "not told apart"
 
 
 def change_of(run: Run) -> list[Change]:
@@ -47,20 +52,32 @@ def change_of(run: Run) -> list[Change]:
         return []
     first, last = run.ends
     begun = {each.name: each for each in first.results}
-    changes = []
-    for result in last.results:
-        for metric, after in result.estimates.items():
-            old = begun[result.name].estimates.get(metric) if result.name in begun else None
-            if old is not None:
-                changes.append(_change(result.name, result.is_test, metric, old, after))
-    return changes
+    return [
+        _change(begun[result.name], result, metric)
+        for result in last.results
+        if result.name in begun
+        for metric in result.estimates
+        if metric in begun[result.name].estimates
+    ]
 
 
-def _change(name: str, is_test: bool, metric: str, before: Estimate, after: Estimate) -> Change:
+def _change(first: SetResult, last: SetResult, metric: str) -> Change:
+    before, after = first.estimates[metric], last.estimates[metric]
+    ends = (last.name, last.is_test, metric, before, after)
+    paired = paired_difference(last, first, metric)
+    if paired is not None:
+        return Change(*ends, paired.difference, paired.p_value)
     down = math.hypot(after.value - after.low, before.high - before.value)
     up = math.hypot(after.high - after.value, before.value - before.low)
     middle = after.value - before.value
-    return Change(name, is_test, metric, before, after, middle - down, middle + up)
+    return Change(*ends, Estimate(middle, middle - down, middle + up), None)
+
+
+def paired_difference(ours: SetResult, theirs: SetResult, metric: str) -> Comparison | None:
+    """Ours minus theirs, prompt by prompt; None where they are not of the same prompts or kept no outcomes."""
+    if ours.outcomes is None or theirs.outcomes is None:
+        return None
+    return difference_by_prompt(ours.outcomes, theirs.outcomes, metric, seed=SEED)
 
 
 def in_words(run: Run) -> list[str]:
@@ -87,8 +104,19 @@ def _sentence(change: Change) -> str:
     }[change.word]
     return (
         f"{words} from {interval(change.before)} to {interval(change.after)}, a difference of"
-        f" {change.difference:+.3f} [{change.low:+.3f}, {change.high:+.3f}]."
+        f" {signed(change.difference)}{p_value_in_words(change.p_value)}."
     )
+
+
+def signed(difference: Estimate) -> str:
+    return f"{difference.value:+.3f} [{difference.low:+.3f}, {difference.high:+.3f}]"
+
+
+def p_value_in_words(p_value: float | None) -> str:
+    """To be put after a difference; nothing where there is no test."""
+    if p_value is None:
+        return ""
+    return ", p < 0.001" if p_value < 0.001 else f", p = {p_value:.2g}"
 
 
 def interval(estimate: Estimate) -> str:
@@ -99,6 +127,8 @@ def status_of(run: Run) -> str:
     """How far the run came."""
     planned = run.planned_steps
     of = f" of {planned}" if planned is not None else ""
+    if run.is_finished and planned is not None and run.setting("evaluation.early_stop") and run.last_step < planned:
+        return f"stopped after {run.last_step} of {planned} steps, as validation stood still"
     if run.is_finished:
         return f"finished after {run.last_step} steps"
     if not run.steps:
