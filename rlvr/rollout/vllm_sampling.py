@@ -94,18 +94,19 @@ def vllm_sampler(
 
 
 def sampling_parameters(options: Mapping[str, Any]) -> Any:
-    """vLLM's record of these arguments. Raises RecipeError for one that it does not have, or does not take."""
+    """vLLM's record of these arguments. Raises RecipeError for one that it does not have, and for wrong values."""
     from vllm import SamplingParams
+    from vllm.exceptions import VLLMValidationError
     from vllm.sampling_params import StructuredOutputsParams
 
     structure = options.get("structured_outputs")
     try:
         more = {"structured_outputs": StructuredOutputsParams(**structure)} if isinstance(structure, dict) else {}
         return SamplingParams(**{**options, **more})
-    except (TypeError, ValueError) as error:
+    except (TypeError, ValueError, VLLMValidationError) as error:
         raise RecipeError(
-            f"trainer.generation_kwargs: vLLM does not take them ({_reason(error)}); give arguments of its"
-            " SamplingParams, or set trainer.use_vllm to false"
+            f"trainer: vLLM does not take its sampling settings ({_reason(error)}); change them (generation_kwargs are"
+            " arguments of vLLM's SamplingParams), or set trainer.use_vllm to false"
         ) from error
 
 

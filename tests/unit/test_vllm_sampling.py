@@ -198,12 +198,21 @@ def test_engine_ends_after_an_error_too(engines: list[Engine], folder: str) -> N
     assert [each.is_over for each in engines] == [True]
 
 
-def test_settings_that_vllm_does_not_take(engines: list[Engine], folder: str) -> None:
-    with pytest.raises(RecipeError) as caught, sampler_of(folder, generation_kwargs={"suppress_tokens": [5]}):
+@pytest.mark.parametrize(
+    ("changes", "reason"),
+    [
+        ({"generation_kwargs": {"suppress_tokens": [5]}}, "Unexpected keyword argument 'suppress_tokens'"),
+        ({"top_k": -5}, "top_k must be 0 (disable), or at least 1, got -5."),
+    ],
+)
+def test_settings_that_vllm_does_not_take(
+    engines: list[Engine], folder: str, changes: dict[str, Any], reason: str
+) -> None:
+    with pytest.raises(RecipeError) as caught, sampler_of(folder, **changes):
         pass
     assert str(caught.value) == (
-        "trainer.generation_kwargs: vLLM does not take them (Unexpected keyword argument 'suppress_tokens'); give"
-        " arguments of its SamplingParams, or set trainer.use_vllm to false"
+        f"trainer: vLLM does not take its sampling settings ({reason}); change them (generation_kwargs are arguments of"
+        " vLLM's SamplingParams), or set trainer.use_vllm to false"
     )
     assert not engines
 

@@ -16,12 +16,18 @@ KNOWN |= {"structured_outputs", "frequency_penalty"}
 CONTROL = "STAND_IN_VISIBLE_DEVICES"
 
 
+class VLLMValidationError(Exception):
+    """No ValueError since some version of vLLM."""
+
+
 class SamplingParams(SimpleNamespace):
     """Takes vLLM's arguments and no others."""
 
     def __init__(self, **options: Any) -> None:
         for name in options.keys() - KNOWN:
             raise TypeError(f"Unexpected keyword argument '{name}'")
+        if options["top_k"] < -1:
+            raise VLLMValidationError(f"top_k must be 0 (disable), or at least 1, got {options['top_k']}.")
         super().__init__(**options)
 
 
@@ -76,6 +82,7 @@ def install(monkeypatch: pytest.MonkeyPatch) -> list[Engine]:
     monkeypatch.setattr(Engine, "started", [], raising=False)
     parts = {
         "vllm": {"LLM": Engine, "SamplingParams": SamplingParams},
+        "vllm.exceptions": {"VLLMValidationError": VLLMValidationError},
         "vllm.sampling_params": {"StructuredOutputsParams": SimpleNamespace},
         "vllm.platforms": {"current_platform": SimpleNamespace(device_control_env_var=CONTROL)},
     }
