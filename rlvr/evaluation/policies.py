@@ -11,7 +11,8 @@ from rlvr.config.schema import ModelConfig
 from rlvr.errors import EvaluationError, RecipeError, UserError
 from rlvr.evaluation.standalone import Evaluation
 from rlvr.model import is_adapter, load_policy
-from rlvr.rollout.vllm_sampling import VLLMSampler, field_of, is_vllm, vllm_sampler
+from rlvr.rollout.vllm_sampling import VLLMSampler, vllm_sampler
+from rlvr.rollout.vllm_settings import field_of, is_vllm
 from rlvr.verification import takes
 
 WHERE = "--model"
@@ -29,9 +30,10 @@ def policy_of(evaluation: Evaluation, path: str) -> Iterator[PreTrainedModel | V
     if not is_vllm(settings):
         yield load_policy(config, WHERE).to(PartialState().device)
         return
-    num_processes = PartialState().num_processes
-    check_vllm(evaluation, config, num_processes)
-    with vllm_sampler(config, evaluation.tokenizer, settings, num_processes, WHERE) as sampler:
+    state = PartialState()
+    check_vllm(evaluation, config, state.num_processes)
+    device = state.device if state.num_processes > 1 else None
+    with vllm_sampler(config, evaluation.tokenizer, settings, device, WHERE) as sampler:
         yield sampler
 
 

@@ -30,7 +30,8 @@ from rlvr.evaluation.token_entropy import EntropyReader, entropy_reader
 from rlvr.random_numbers import own_random_numbers
 from rlvr.reporting.console import progress_columns
 from rlvr.rollout.generating import ModelSampler
-from rlvr.rollout.vllm_sampling import VLLMSampler, engine_record
+from rlvr.rollout.vllm_sampling import VLLMSampler
+from rlvr.rollout.vllm_settings import engine_record
 from rlvr.seeds import derived_seed
 from rlvr.types import Rollouts
 from rlvr.verification import Verdicts, verify

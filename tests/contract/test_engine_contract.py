@@ -16,6 +16,7 @@ from rlvr.rollout.probe import WHOLE_VOCABULARY
 SETTINGS = (
     "TRL changed under rlvr/rollout/settings.py and probe.py: compare them with trl/generation/vllm_generation.py"
 )
+OFFLINE = "TRL changed: compare rlvr/rollout/vllm_settings.py with trl/generation/vllm_generation.py"
 TURN = "TRL changed under rlvr/rollout: compare with GRPOTrainer._generate_single_turn"
 PAGED = "transformers changed under rlvr/rollout/continuous.py: compare it with ContinuousMixin.generate_batch"
 
@@ -31,6 +32,26 @@ def test_vllm_engine_adds_its_generation_kwargs_to_each_request() -> None:
     assert "self.generation_kwargs = generation_kwargs or {}" in inspect.getsource(VLLMGeneration.__init__), SETTINGS
     assert "generation_kwargs.update(self.generation_kwargs)" in source, SETTINGS
     assert '"generation_kwargs": self.generation_kwargs,' in source, SETTINGS
+
+
+def test_vllm_gets_the_settings_of_training_as_evaluation_gives_them() -> None:
+    """What rlvr/rollout/vllm_settings.py has for `rlvr eval`."""
+    source = inspect.getsource(VLLMGeneration.generate)
+    for each in (
+        '"repetition_penalty": repetition_penalty,',
+        '"temperature": temperature,',
+        '"top_p": top_p,',
+        '"top_k": top_k,',
+        '"min_p": 0.0 if min_p is None else min_p,',
+        '"max_tokens": max_completion_length,',
+        "StructuredOutputsParams(regex=self.structured_outputs_regex)",
+        '[{"prompt_token_ids": ids} for ids in all_prompts]',
+    ):
+        assert each in source, OFFLINE
+    started = inspect.getsource(VLLMGeneration._init_vllm)
+    for each in ("tensor_parallel_size", "gpu_memory_utilization", "model_impl"):
+        assert f"{each}=self.{each}" in started, OFFLINE
+    assert "max_model_len=self.max_model_length" in started, OFFLINE
 
 
 def test_vllm_server_takes_every_nth_prompt() -> None:
