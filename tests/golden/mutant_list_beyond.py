@@ -3,8 +3,8 @@
 ESTIMATORS, MAJORITY, COMPARISON, SUPPORT, ENTROPY, DIFFICULTY = (
     f"evaluation/{each}.py" for each in ("estimators", "majority", "comparison", "support", "entropy", "difficulty")
 )
-CURVES, VERDICT, CONTAMINATION, SAMPLES, SUMMARY, BEYOND = (
-    f"evaluation/{each}.py" for each in ("curves", "verdict", "contamination", "samples", "summary", "beyond")
+CURVES, VERDICT, CONTAMINATION, SAMPLES, SUMMARY, BEYOND, REACH = (
+    f"evaluation/{each}.py" for each in ("curves", "verdict", "contamination", "samples", "summary", "beyond", "reach")
 )
 
 # (file under rlvr/, old text, new text, description)
@@ -134,12 +134,12 @@ BEYOND_FAULTS: tuple[tuple[str, str, str, str], ...] = (
         "scored = prompts",
         "unscorable counts as wrong",
     ),
-    (BEYOND, "base_right[:, :num_compared], tuned_right", "base_right, tuned_right", "unlike numbers compared"),
+    (REACH, "base[:, :num_compared], tuned[:, :num_compared]", "base, tuned", "unlike numbers compared"),
     (BEYOND, "p.drawn[:num_compared]]", "p.drawn]", "entropy of unlike numbers"),
     (
-        BEYOND,
-        "curves = pass_at_k_curves_of(base_right, tuned_right, seed=seed, clusters=texts)",
-        "curves = pass_at_k_curves_of(base_right, tuned_right, seed=seed)",
+        REACH,
+        "curves = pass_at_k_curves_of(base, tuned, seed=seed, clusters=clusters)",
+        "curves = pass_at_k_curves_of(base, tuned, seed=seed)",
         "copies prove much",
     ),
 )
@@ -158,4 +158,5 @@ BEYOND_TESTS: dict[str, tuple[str, ...]] = {
     SAMPLES: _SAMPLES,
     SUMMARY: _ALL,
     BEYOND: _ALL,
+    REACH: _ALL,
 }

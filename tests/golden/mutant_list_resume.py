@@ -16,7 +16,7 @@ RESUME_FAULTS = (
         "pass",
         "place in the generation lost",
     ),
-    (RESUMABLE, "if self.state.global_step >= self.state.max_steps:", "if False:", "a step too many"),
+    (RESUMABLE, " or self.state.global_step >= self.state.max_steps:", ":", "a step too many"),
     (RUN_DIRECTORY, "<= step and SUMMARY not in record", "<= step", "two summaries"),
     (RUN_DIRECTORY, 'int(record["step"]) <= step and SUMMARY', "SUMMARY", "records of steps that come again"),
     (RUN_DIRECTORY, "if names and not other_versions:", "if False:", "other versions taken"),
