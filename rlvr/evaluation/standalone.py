@@ -6,7 +6,6 @@ from dataclasses import dataclass
 from typing import Any
 
 import torch
-from accelerate.utils import gather
 from rich.console import Console
 from transformers import PreTrainedModel, PreTrainedTokenizerBase
 
@@ -94,7 +93,8 @@ class PlainProcesses:
         return mixed_precision(self.settings, self.device)
 
     def gather(self, tensor: Any) -> Any:
-        return gather(tensor)
+        """This process's alone: no pass waits for others, which may have fewer completions to judge."""
+        return tensor
 
     def unwrap_model(self, model: Any) -> Any:
         return model

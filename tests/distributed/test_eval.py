@@ -5,6 +5,7 @@ from pathlib import Path
 from typing import Any
 
 import pytest
+import yaml
 
 from rlvr.evaluation.samples import Sample, read_samples
 from tests.conftest import ROOT
@@ -34,6 +35,26 @@ def test_two_processes_draw_the_samples_of_one_and_go_on_to_them(recipe: Path) -
     assert [path.stem[-3:] for path in written] == ["000", "001"] * 4  # four batches of each model, two by each process
     written[1].unlink()  # as if it had been interrupted
     assert evaluate(recipe, 2) == (samples, results)
+    for path in parts(recipe):
+        path.unlink()
+    assert evaluate(recipe, 1) == (samples, results)
+
+
+def test_processes_with_unlike_numbers_of_batches_ask_the_policy_that_is_evaluated(recipe: Path) -> None:  # noqa: F811
+    """A reward takes the policy as its scorer; the first process has two batches to judge, the second one."""
+    folder = recipe.parent
+    with (folder / "my_reward.py").open("a") as file:
+        file.write(
+            "def asks(completions, scorer, **_):\n"
+            "    values = scorer.score_tokens(['d'] * len(completions), ['e'] * len(completions))\n"
+            "    return [each[0] for each in values]\n"
+        )
+    content = yaml.safe_load(recipe.read_text())
+    content["rewards"]["functions"].append({"use": "./my_reward.py:asks", "weight": 0.1})
+    content["evaluation"]["batch_size"] = 16  # three batches
+    recipe.write_text(yaml.safe_dump(content))
+    samples, results = evaluate(recipe, 2)
+    assert [path.stem[-3:] for path in parts(recipe)] == ["000", "001", "000"] * 2
     for path in parts(recipe):
         path.unlink()
     assert evaluate(recipe, 1) == (samples, results)
