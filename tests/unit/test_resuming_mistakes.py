@@ -212,7 +212,7 @@ def test_evaluation_on_a_schedule_changes_nothing_else_and_keeps_the_best(recipe
     [
         (
             ["checkpoints.keep_best=1"],
-            "checkpoints.keep_best: needs held-out prompts by which checkpoints are compared",
+            "checkpoints.keep_best: needs held-out prompts by which policies are compared",
         ),
         (
             [*VALIDATION, "checkpoints={keep_best: 1, best_by: pass@8}", "evaluation.every=5"],
