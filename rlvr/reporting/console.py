@@ -92,10 +92,10 @@ def comparison_table(before: Sequence[Mapping[str, Any]], after: Sequence[Mappin
         table.add_column(heading, justify="right", no_wrap=True)
     for old, new in zip(before, after, strict=True):
         name = old["name"] if is_test(old) else f"{old['name']} (validation)"
-        for metric, start in old["estimates"].items():
-            end = new["estimates"][metric]
-            change = _change(old, new, metric)
-            table.add_row(f"{name} {metric}", _interval(start), _interval(end), change)
+        starts, ends = old["estimates"], new["estimates"]
+        for metric in dict.fromkeys([*starts, *ends]):  # a set of which no prompt got all of its verdicts has none
+            change = _change(old, new, metric) if metric in starts and metric in ends else ""
+            table.add_row(f"{name} {metric}", _interval(starts.get(metric)), _interval(ends.get(metric)), change)
         for metric, label in (("mean_length", "tokens"), ("truncated_frac", "truncated")):
             change = f"{new[metric] - old[metric]:+.2f}"
             table.add_row(f"{name} {label}", f"{old[metric]:.2f}", f"{new[metric]:.2f}", change)
@@ -119,5 +119,7 @@ def is_test(result: Mapping[str, Any]) -> bool:
     return result.get("role", "test") == "test"
 
 
-def _interval(estimate: Mapping[str, float]) -> str:
+def _interval(estimate: Mapping[str, float] | None) -> str:
+    if estimate is None:
+        return "none scored"
     return f"{estimate['value']:.3f}\n[{estimate['low']:.2f}, {estimate['high']:.2f}]"

@@ -214,6 +214,16 @@ def test_table_names_validation_sets_as_such_and_the_picture_leaves_them_out(tmp
     draw_learning_curve(records, [chosen], [chosen], tmp_path / "picture.png")
 
 
+def test_table_of_a_set_whose_prompts_have_no_verdicts_at_one_end() -> None:
+    scored, unscored = result("a", 0.3), result("a", 0.3) | {"estimates": {}}
+    for before, after, cells in (
+        (scored, unscored, ["0.300\n[0.20, 0.40]", "none scored", ""]),
+        (unscored, scored, ["none scored", "0.300\n[0.20, 0.40]", ""]),
+    ):
+        table = comparison_table([before], [after])
+        assert [next(iter(each.cells)) for each in table.columns] == ["a pass@1", *cells]
+
+
 def test_end_of_a_completion() -> None:
     model = tiny_model()
     assert end_token_ids(model, tiny_tokenizer()) == [1]
