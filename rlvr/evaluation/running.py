@@ -111,7 +111,7 @@ def _samples(
 ) -> list[Sample]:
     folder = output / "samples" / folder_name(model) / which
     if rescore:
-        return judge_again(evaluation, folder)
+        return judge_again(evaluation, model, which, folder)
     with policy_of(evaluation, model) as policy:
         return sample_sets(evaluation, policy, model, which, folder, console)
 

@@ -22,6 +22,8 @@ from rlvr.evaluation.samples import (
     judged_again,
     read_samples,
     samples_of,
+    stored,
+    stored_columns,
     verifier_input,
 )
 from rlvr.evaluation.sets import SetKind
@@ -29,7 +31,8 @@ from rlvr.evaluation.standalone import Evaluation, offers_of
 from rlvr.evaluation.token_entropy import EntropyReader, entropy_reader
 from rlvr.random_numbers import own_random_numbers
 from rlvr.reporting.console import progress_columns
-from rlvr.rollout.generating import ModelSampler
+from rlvr.rollout.generating import ModelSampler, mapping_of
+from rlvr.rollout.rollouts import ROW_COLUMNS
 from rlvr.rollout.vllm_sampling import VLLMSampler
 from rlvr.rollout.vllm_settings import engine_record
 from rlvr.seeds import derived_seed
@@ -37,11 +40,14 @@ from rlvr.types import Rollouts
 from rlvr.verification import Verdicts, verify
 
 SAMPLING = ("max_completion_length", "top_p", "top_k", "min_p", "repetition_penalty", "bf16", "fp16")
+MAPPINGS = ("generation_kwargs", "chat_template_kwargs")
+LOADING = ("revision", "dtype", "quantization")
 
 
 def settings_of(evaluation: Evaluation, model: str, which: SetKind) -> dict[str, Any]:
     """What samples depend on beside the prompts: of others none may be in the same folder."""
-    config, trainer = evaluation.loaded.recipe.evaluation, evaluation.loaded.trainer
+    recipe, trainer = evaluation.loaded.recipe, evaluation.loaded.trainer
+    config = recipe.evaluation
     return {
         "model": model,
         "kind": which,
@@ -53,6 +59,8 @@ def settings_of(evaluation: Evaluation, model: str, which: SetKind) -> dict[str,
         "batch_size": config.batch_size,
         "sets": {name: asdict_of(evaluation, name, which) for name in evaluation.sets.of(which)},
         **{name: trainer[name] for name in SAMPLING},
+        **{name: mapping_of(trainer.get(name)) or None for name in MAPPINGS},
+        **{name: getattr(recipe.model, name) for name in LOADING},
         **engine_record(trainer),
     }
 
@@ -86,7 +94,8 @@ def sample_sets(
         Progress(*progress_columns(), console=console, disable=not state.is_main_process) as progress,
     ):
         for set_name, data in evaluation.sets.of(which).items():
-            kept = read_samples(folder, settings)
+            kept = [each for each in read_samples(folder, settings) if each.set_name == set_name]
+            _check_rows(folder, kept, data)
             done = finished_prompts(kept, set_name, config.num_samples, config.greedy)
             state.wait_for_everyone()  # before anyone writes what others might take for done
             chunks = list(enumerate(_chunks(data, max(1, config.batch_size // config.num_samples))))
@@ -122,21 +131,43 @@ def _drawing(evaluation: Evaluation, model: PreTrainedModel | VLLMSampler) -> It
         yield _Drawing(ModelSampler(model, evaluation.tokenizer, evaluation.loaded.trainer), offers, entropies)
 
 
-def judge_again(evaluation: Evaluation, folder: Path) -> list[Sample]:
+def judge_again(evaluation: Evaluation, model: str, which: SetKind, folder: Path) -> list[Sample]:
     """The kept samples under the recipe's verifier as it is now; nothing is sampled, and the files stay as they are.
 
-    Raises EvaluationError where nothing is kept.
+    Raises EvaluationError where a prompt of the recipe's sets has none, and where they are of other prompts or models.
     """
-    samples = _in_order(read_samples(folder))
+    samples = _in_order(read_samples(folder, {"model": model, "kind": which}, are_all=False))
     if not samples:
         raise EvaluationError(f"{folder} holds no samples to judge again; evaluate without --rescore first.")
     found = []
-    for name in sorted({each.set_name for each in samples}):
+    for name, data in evaluation.sets.of(which).items():
         mine = [each for each in samples if each.set_name == name]
+        _check_rows(folder, mine, data)
+        num_missing = len(set(data["prompt_id"]) - {each.prompt_id for each in mine})
+        if num_missing:
+            raise EvaluationError(
+                f"{folder} lacks samples of {num_missing} of the {len(data)} prompts of {name}; evaluate without"
+                " --rescore first, which draws them."
+            )
         batch = verifier_input(mine)
         verdicts = verify(evaluation.functions, evaluation.loaded.recipe.rewards, **batch)
         found += judged_again(mine, verdicts, answer_texts(batch["completions"]))
     return found
+
+
+def _check_rows(folder: Path, samples: Sequence[Sample], data: Dataset) -> None:
+    """Raises EvaluationError where a sample of a set in the folder is not of the set's row of that id, as it is now."""
+    now = {
+        row["prompt_id"]: (stored(row["prompt"]), stored_columns({n: row[n] for n in row if n not in ROW_COLUMNS}))
+        for row in data
+    }
+    for each in samples:
+        if now.get(each.prompt_id) != (each.prompt, each.columns):
+            raise EvaluationError(
+                f"{folder} has samples of prompt {each.prompt_id} of {each.set_name}, whose row is no longer in the"
+                " set, or has another prompt or other columns; evaluate into another folder, or with the rows and the"
+                " template of before."
+            )
 
 
 def _in_order(samples: list[Sample]) -> list[Sample]:

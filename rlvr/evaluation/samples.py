@@ -23,7 +23,7 @@ if TYPE_CHECKING:  # they import torch
 
 FORMAT, VERSION = b"rlvr.samples", b"1"
 SETTINGS = b"rlvr.settings"
-UNSAID = {"engine": "generate"}  # of files from before the setting was kept, when nothing else sampled
+UNSAID = {"engine": "generate", "dtype": "auto"}  # of files from before the setting was kept
 
 
 @dataclass(frozen=True)
@@ -92,8 +92,8 @@ def samples_of(
         Sample(
             set_name=set_name,
             prompt_id=rollouts.group_ids[index],
-            prompt=_stored(rollouts.prompts[index]),
-            completion=_stored(rollouts.completions[index]),
+            prompt=stored(rollouts.prompts[index]),
+            completion=stored(rollouts.completions[index]),
             is_chat=not isinstance(rollouts.completions[index], str),
             completion_ids=tuple(rollouts.completion_ids[index]),
             truncated=rollouts.truncated[index],
@@ -104,7 +104,7 @@ def samples_of(
             reward=verdicts.rewards[index],
             answer=_storable(answers[index]),
             token_entropy=entropies[index],
-            columns=_columns({name: each[index] for name, each in rollouts.columns.items()}),
+            columns=stored_columns({name: each[index] for name, each in rollouts.columns.items()}),
         )
         for index in range(count)
     ]
@@ -160,7 +160,8 @@ def _record(prompt_id: int, samples: Sequence[Sample]) -> PromptRecord:
     )
 
 
-def _columns(row: Mapping[str, Any]) -> str:
+def stored_columns(row: Mapping[str, Any]) -> str:
+    """As `Sample.columns`. Raises EvaluationError for a value that JSON does not know."""
     try:
         return json.dumps(row)
     except TypeError as error:
@@ -170,7 +171,8 @@ def _columns(row: Mapping[str, Any]) -> str:
         ) from error
 
 
-def _stored(value: Any) -> str:
+def stored(value: Any) -> str:
+    """A prompt or completion, text or messages, as a sample has it."""
     return _storable(value if isinstance(value, str) else json.dumps(value))
 
 
@@ -206,17 +208,19 @@ def append_samples(folder: Path, samples: Sequence[Sample], settings: Mapping[st
     return path
 
 
-def read_samples(folder: Path, settings: Mapping[str, Any] | None = None) -> list[Sample]:
+def read_samples(folder: Path, settings: Mapping[str, Any] | None = None, *, are_all: bool = True) -> list[Sample]:
     """All samples in the folder, in the order of its files; none where the folder is missing or empty.
 
     Raises EvaluationError that names the file for one that is damaged, of another program or of another version, and
-    where `settings` are given and the samples were drawn with others.
+    where `settings` are given and the samples were drawn with others. Those that are not given may be anything unless
+    the ones given `are_all`.
     """
     found: list[Sample] = []
     for path in sorted(folder.glob("*.parquet")):
         table = _read(path)
         if settings is not None:
-            _check_settings(path, json.loads(table.schema.metadata[SETTINGS]), json.loads(json.dumps(settings)))
+            kept, now = json.loads(table.schema.metadata[SETTINGS]), json.loads(json.dumps(settings))
+            _check_settings(path, kept if are_all else {name: kept.get(name) for name in now}, now)
         columns = [table.column(name).to_pylist() for name in SCHEMA.names]
         for values in zip(*columns, strict=True):
             row = dict(zip(SCHEMA.names, values, strict=True))

@@ -119,11 +119,36 @@ def test_what_is_kept_is_not_sampled_again(recipe: Path) -> None:
     assert results(recipe) == first
 
 
-def test_other_settings_do_not_mix(recipe: Path) -> None:
+@pytest.mark.parametrize(
+    ("override", "message"),
+    [
+        ("evaluation.seed=5", "samples with seed = 0, not 5; evaluate into another folder"),
+        ("evaluation.temperatures.held=0.5", "samples with temperatures = {}, not {'held': 0.5}"),
+        ("evaluation.batch_size=4", "samples with batch_size = 12, not 4"),
+        ("evaluation.sets.held.limit=5", "samples with sets = {'held': "),
+        ("trainer.generation_kwargs={suppress_tokens: [5]}", "samples with generation_kwargs = None, not {"),
+        ("trainer.chat_template_kwargs={enable_thinking: false}", "samples with chat_template_kwargs = None, not {"),
+        ("model.dtype=bfloat16", "samples with dtype = 'auto', not 'bfloat16'"),
+        ("data.template='{prompt} {answer}'", "has samples of prompt 0 of held, whose row is no longer in the set"),
+    ],
+)
+def test_samples_of_other_settings_or_prompts_do_not_mix(recipe: Path, override: str, message: str) -> None:
+    assert evaluate(recipe, "evaluation.num_samples=1", "evaluation.k=[1]", "evaluation.greedy=false").exit_code == 0
+    result = evaluate(recipe, "evaluation.num_samples=1", "evaluation.k=[1]", "evaluation.greedy=false", override)
+    assert result.exit_code == 2, result.output + repr(result.exception)
+    assert message in " ".join(result.stderr.split())
+
+
+def test_rows_that_changed_in_their_file_are_not_taken_for_those_of_before(recipe: Path) -> None:
     assert evaluate(recipe).exit_code == 0
-    result = evaluate(recipe, "evaluation.seed=5")
-    assert result.exit_code == 2
-    assert "samples with seed = 0, not 5; evaluate into another folder" in result.stderr.replace("\n", " ")
+    before = results(recipe)
+    for rows in (ROWS[10:20], ROWS[:9], [{**each, "answer": "d"} for each in ROWS[:10]]):
+        (recipe.parent / "test.jsonl").write_text("\n".join(map(json.dumps, rows)))
+        for options in ([], ["--rescore"]):
+            result = evaluate(recipe, *options)
+            assert result.exit_code == 2, result.output + repr(result.exception)
+            assert "is no longer in the set, or has another prompt" in " ".join(result.stderr.split())
+    assert results(recipe) == before
 
 
 def test_rescoring_judges_what_is_kept(recipe: Path) -> None:
@@ -137,6 +162,20 @@ def test_rescoring_judges_what_is_kept(recipe: Path) -> None:
     nothing = evaluate(recipe, "--rescore", "--model", "elsewhere")
     assert nothing.exit_code == 2
     assert "holds no samples to judge again" in nothing.stderr
+
+
+def test_rescoring_asks_for_all_samples_of_that_model(recipe: Path) -> None:
+    assert evaluate(recipe).exit_code == 0
+    elsewhere = evaluate(recipe, "--rescore", "--model", f"{recipe.parent}_base")  # whose folder has the same name
+    assert elsewhere.exit_code == 2, elsewhere.output
+    assert "samples with model = " in elsewhere.stderr
+    another = evaluate(recipe, "--rescore", "evaluation.sets.more={dataset: train.jsonl}")
+    assert another.exit_code == 2, another.output + repr(another.exception)
+    assert "lacks samples of 17 of the 17 prompts of more" in " ".join(another.stderr.split())
+    parts(recipe)[1].unlink()  # as if it had been interrupted
+    part = evaluate(recipe, "--rescore")
+    assert part.exit_code == 2, part.output
+    assert "lacks samples of 3 of the 10 prompts of held; evaluate without --rescore" in " ".join(part.stderr.split())
 
 
 def test_sets_have_temperatures_of_their_own(recipe: Path) -> None:
