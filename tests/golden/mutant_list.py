@@ -5,6 +5,7 @@ from dataclasses import dataclass
 from tests.golden.mutant_list_backends import BACKEND_FAULTS
 from tests.golden.mutant_list_beyond import BEYOND_FAULTS, BEYOND_TESTS
 from tests.golden.mutant_list_engines import ENGINE_FAULTS
+from tests.golden.mutant_list_eval import EVAL_FAULTS
 from tests.golden.mutant_list_extrapolation import EXTRAPOLATION_FAULTS, EXTRAPOLATION_TESTS
 from tests.golden.mutant_list_guidance import GUIDANCE_FAULTS, GUIDANCE_TESTS
 from tests.golden.mutant_list_linearity import LINEARITY_FAULTS, LINEARITY_TESTS
@@ -328,7 +329,7 @@ MUTANTS = (
     *(Mutant(*fault, tests=EXTRAPOLATION_TESTS[fault[0]]) for fault in EXTRAPOLATION_FAULTS),
     *(Mutant(*fault, tests=LOGITS_TESTS[fault[0]]) for fault in LOGITS_FAULTS),
     *(Mutant(*fault[:4], tests=fault[4:]) for fault in ENGINE_FAULTS),
-    *(Mutant(*fault[:4], tests=fault[4:]) for fault in BACKEND_FAULTS),
+    *(Mutant(*fault[:4], tests=fault[4:]) for fault in (*BACKEND_FAULTS, *EVAL_FAULTS)),
     *(Mutant(*fault, tests=SEARCH_TESTS[fault[0]]) for fault in SEARCH_FAULTS),
     *(Mutant(*fault, tests=LINEARITY_TESTS[fault[0]]) for fault in LINEARITY_FAULTS),
     *(Mutant(*fault, tests=BEYOND_TESTS[fault[0]]) for fault in BEYOND_FAULTS),

@@ -71,6 +71,12 @@ def test_a_template_is_no_overlap() -> None:
     assert (copied.num_equal, copied.offenders[0].training_prompt) == (1, 7)
 
 
+def test_words_of_training_prompts_alone_are_no_template() -> None:
+    training = [f"Please add {index} + {index + 1}" for index in range(TEMPLATE_PROMPTS + 5)]
+    assert contamination(["Never add 3 + 4"], training).num_overlapping == 0
+    assert contamination(["Please add 3 + 4"], training).num_equal == 1
+
+
 def test_a_template_of_some_of_the_training_prompts_is_no_overlap() -> None:
     rng = random.Random(2)
     others = [" ".join(f"v{rng.randint(0, 10**6)}" for _ in range(20)) for _ in range(100)]

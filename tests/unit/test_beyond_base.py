@@ -4,6 +4,7 @@ import math
 import subprocess
 import sys
 from collections.abc import Sequence
+from dataclasses import replace
 from typing import Any
 
 import pytest
@@ -62,11 +63,20 @@ def test_estimates_by_hand() -> None:
     assert found["pass@1"] == estimate([0.5, 0.0, 0.25], seed=0)
 
 
+def test_a_prompt_whose_greedy_answer_has_no_verdict_is_not_scored() -> None:
+    greedy = [sample(0, None, **GREEDY), sample(1, 1.0, **GREEDY)]
+    found = sample_estimates([*samples(["aa", "rr"]), *greedy], k=[1], seed=0)
+    assert (found["greedy"].value, found["pass@1"].value) == (1.0, 1.0)
+
+
 def test_estimates_resample_prompts_of_equal_text_together() -> None:
-    once = sample_estimates(samples(["rrab", "aaaa", "r.aa"]), k=[2], seed=0)
+    drawn = samples(["rrab", "aaaa", "r.aa"])
+    once = sample_estimates(
+        [replace(each, completion_ids=(1,) * (each.prompt_id + 1)) for each in drawn], k=[2], seed=0
+    )
     copies = samples(["rrab", "aaaa", "r.aa"] * 4)
     copies = [
-        sample(each.prompt_id, each.outcome, answer=each.answer, prompt=str(each.prompt_id % 3)) for each in copies
+        replace(each, prompt=str(each.prompt_id % 3), completion_ids=(1,) * (each.prompt_id % 3 + 1)) for each in copies
     ]
     many = sample_estimates(copies, k=[2], seed=0)
     for name, each in once.items():

@@ -130,6 +130,24 @@ def evaluation(run_dir: Path, step: int, **values: float) -> None:
     path.write_text(json.dumps(results))
 
 
+def test_best_is_by_the_metric_asked_for_where_all_sets_have_it(tmp_path: Path) -> None:
+    (tmp_path / "evaluations").mkdir()
+    steps = [
+        [{"pass@1": 0.5, "greedy": 0.25}, {"pass@1": 0.5, "greedy": 0.25}],
+        [{"pass@1": 0.25, "greedy": 0.5}, {"pass@1": 0.25, "greedy": 0.5}],
+        [{"pass@1": 1.0, "greedy": 1.0}, {}],  # no prompt of the other set got all of its verdicts
+        [{"pass@1": 0.0, "greedy": 0.0}] * 2,
+    ]
+    for step, sets in enumerate(steps, start=1):
+        write(tmp_path, step)
+        estimates = [{name: {"value": value} for name, value in each.items()} for each in sets]
+        results = [{"role": "validation", "estimates": each} for each in estimates]
+        (tmp_path / "evaluations" / f"step-{step:06d}.json").write_text(json.dumps(results))
+    assert validation_scores(tmp_path / "evaluations", "pass@1") == {1: 0.5, 2: 0.25, 4: 0.0}
+    Retention(CheckpointsConfig(keep_best=1, best_by="greedy"), tmp_path)()
+    assert folders.steps_of(tmp_path) == [2, 4]
+
+
 def test_best_is_by_the_mean_over_validation_sets(tmp_path: Path) -> None:
     evaluation(tmp_path, 1, first=0.5, second=0.25, test=0.0)
     evaluation(tmp_path, 2, first=0.125, second=0.25, test=1.0)

@@ -8,12 +8,17 @@ import pyarrow.parquet as pq
 import pytest
 import torch
 import yaml
+from matplotlib import pyplot
+from matplotlib.figure import Figure
 from matplotlib.image import imread
 from torch.distributions import Categorical
 from transformers import AutoModelForCausalLM
 from typer.testing import CliRunner, Result
 
 from rlvr.cli import app
+from rlvr.evaluation.estimators import Estimate
+from rlvr.evaluation.pictures import draw_by_step, draw_pass_at_k
+from rlvr.evaluation.sampled import answer_texts
 from rlvr.evaluation.samples import read_samples
 from tests.conftest import WORDS, sharp, tiny_model, tiny_tokenizer
 
@@ -33,6 +38,7 @@ def recipe(tmp_path: Path) -> Path:
         "from rewards._item import graded, item_reward\n"
         "@item_reward\ndef near(text, answer):\n    return graded(float(answer in text.split()))\n"
         "@item_reward\ndef never(text, answer):\n    return graded(0.0)\n"
+        "def even(completions, prompt_id, **_):\n    return [float(each % 2 == 0) for each in prompt_id]\n"
     )
     content: dict[str, Any] = {
         "model": str(tmp_path / "base"),
@@ -193,6 +199,77 @@ def test_sets_have_temperatures_of_their_own(recipe: Path) -> None:
     assert "evaluation.temperatures.hold: there is no such set; did you mean 'held'" in wrong.stderr
 
 
+def test_each_batch_set_and_seed_draws_for_itself(recipe: Path) -> None:
+    """One prompt, six times in each of two sets, three to a batch: only the random numbers tell the draws apart."""
+    (recipe.parent / "same.jsonl").write_text("\n".join([json.dumps(ROWS[0])] * 6))
+    sets = "evaluation.sets={one: {dataset: same.jsonl}, two: {dataset: same.jsonl}}"
+    draws: dict[tuple[int, str, bool], list[tuple[int, ...]]] = {}
+    for seed in (0, 5):
+        output = recipe.parent / "out" / str(seed)
+        options = [sets, "evaluation.greedy=false", "evaluation.k=[1,2]", f"evaluation.seed={seed}"]
+        for more in ([], ["--rescore"]):
+            result = evaluate(recipe, *options, *more, "--output", str(output))
+            assert result.exit_code == 0, result.output + repr(result.exception)
+            (found,) = json.loads((output / "results.json").read_text())["models"].values()
+            assert set(found) == {"one", "two"}
+            expected = METRICS - {"greedy", "pass@4"} | {"pass@2", "maj@2"}
+            assert [set(each) for each in found.values()] == [expected] * 2
+        for each in read_samples(next(output.rglob("*.parquet")).parent):
+            draws.setdefault((seed, each.set_name, each.prompt_id < 3), []).append(each.completion_ids)
+    assert [len(each) for each in draws.values()] == [12] * 8
+    assert len({tuple(each) for each in draws.values()}) == 8
+
+
+def test_both_kinds_of_sets_are_kept_apart(recipe: Path) -> None:
+    (recipe.parent / "dev.jsonl").write_text("\n".join(map(json.dumps, ROWS[12:18])))
+    for kind, name, num_equal in (("test", "held", 2), ("validation", "dev", 6), ("test", "held", 2)):
+        result = evaluate(recipe, "evaluation.validation={dev: {dataset: dev.jsonl}}", "--on", kind)
+        assert result.exit_code == 0, result.output + repr(result.exception)
+        found = results(recipe)
+        assert found["kind"] == kind
+        assert [list(each) for each in found["models"].values()] == [[name]]
+        assert found["contamination"][name]["num_equal"] == num_equal
+
+
+def test_chats_are_gone_on_with(recipe: Path) -> None:
+    chat = tiny_tokenizer()
+    chat.chat_template = "{% for m in messages %}{{ m.content }} {% endfor %}"
+    chat.save_pretrained(recipe.parent / "base")
+    for more in ([], [], ["--rescore"]):
+        result = evaluate(recipe, "data.system=be brief", *more)
+        assert result.exit_code == 0, result.output + repr(result.exception)
+        assert results(recipe)["contamination"]["held"]["num_equal"] == 2
+    assert len(parts(recipe)) == 4
+    assert all(each.is_chat for each in read_samples(parts(recipe)[0].parent))
+
+
+def test_rewards_see_the_id_of_the_prompt(recipe: Path) -> None:
+    assert evaluate(recipe, "rewards.functions.0=./my_reward.py:even").exit_code == 0
+    kept = read_samples(parts(recipe)[0].parent)
+    assert [each.outcome for each in kept] == [float(each.prompt_id % 2 == 0) for each in kept]
+
+
+def test_answers_in_tags_come_before_those_in_boxes() -> None:
+    texts = ["\\boxed{2} <answer>1</answer>", "so \\boxed{3}", "4"]
+    assert answer_texts(texts) == ["1", "3", ""]
+
+
+def test_pictures_show_each_model_at_its_place(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    figures: list[Figure] = []
+    monkeypatch.setattr(pyplot, "close", figures.append)
+    models = {
+        name: {"held": {f"pass@{k}": Estimate(value, value - 0.1, value + 0.1) for k, value in curve.items()}}
+        for name, curve in (("base", {1: 0.1, 2: 0.2}), ("tuned", {1: 0.3, 2: 0.4}))
+    }
+    assert draw_pass_at_k(models, tmp_path / "k.png")
+    assert draw_by_step(models, [10, 20], tmp_path / "steps.png")
+    lines = [{line.get_label(): line.get_xydata().tolist() for line in each.axes[0].lines} for each in figures]
+    assert lines == [
+        {"base": [[1, 0.1], [2, 0.2]], "tuned": [[1, 0.3], [2, 0.4]]},
+        {"held": [[10, 0.1], [20, 0.3]]},
+    ]
+
+
 def test_checkpoints_of_a_run(recipe: Path) -> None:
     run = recipe.parent / "run"
     sizes = ["trainer.max_steps=2", "trainer.save_steps=1", "trainer.per_device_train_batch_size=8"]
@@ -204,6 +281,9 @@ def test_checkpoints_of_a_run(recipe: Path) -> None:
     assert list(results(recipe)["models"]) == ["checkpoint-1", "checkpoint-2"]
     assert imread(recipe.parent / "out" / "by_step.png").std() > 0
     assert evaluate(recipe, "--checkpoints", str(recipe.parent / "base")).exit_code == 2
+    (run / "checkpoint-2" / "model.safetensors").write_bytes(b"")  # as a full disk leaves it
+    assert evaluate(recipe, "--checkpoints", str(run)).exit_code == 0
+    assert list(results(recipe)["models"]) == ["checkpoint-1"]
 
 
 @pytest.mark.parametrize(

@@ -110,6 +110,12 @@ def test_equal_prompts_count_as_one() -> None:
     assert once is not None
     assert doubled.difference == once.difference
     assert doubled.p_value == once.p_value
+    reaches = [
+        reach_by_prompt(kept(BASE[:4] * times, **more), kept(TUNED[:4] * times, **more), seed=0)
+        for times, more in ((2, twice), (1, {}))
+    ]
+    found = [(each.curves, each.metrics, each.pass_at_1.difference) for each in reaches if each is not None]
+    assert repr(found[0]) == repr(found[1])  # NaN is not equal to itself
 
 
 def test_reach_is_that_of_the_samples_themselves() -> None:

@@ -118,6 +118,19 @@ def test_reach_beside_that_of_the_policy_before_training(whole: tuple[str, Parse
     assert re.search(r"never right\|6\|0\.\d+ \[", text)
 
 
+def test_reach_is_of_test_sets_and_of_the_policy_before_training(tmp_path: Path) -> None:
+    before = ["1000"] * 3 + ["0000"] * 3 + ["1111"] * 2
+    after = ["0000"] * 3 + ["1111"] + ["0000"] * 2 + ["1111"] * 2
+    ends = [[measured("test", samples), measured("dev", samples, "validation")] for samples in (before, after)]
+    run = write_run(tmp_path / "whole", healthy=FEW, evaluations={"before": ends[0], "after": ends[1]})
+    text = built(run)[1].sections["beyond"]
+    assert re.search(r"before and after\|2\s+only before: lost\|3\s+only after: won\|1\s+never\|2", text)
+    assert re.search(r"never right\|3\|0\.000 \[.*\]\|0\.333 \[.*\]\|\+0\.333", text)
+    assert "dev" not in text
+    late = write_run(tmp_path / "late", healthy=FEW, evaluations={"step-000010": ends[0], "after": ends[1]})
+    assert "beyond" not in built(late)[1].sections
+
+
 def test_runs_that_kept_no_outcomes_say_so(tmp_path: Path) -> None:
     _, page = built(write_run(tmp_path, healthy=FEW, evaluations=EVALUATIONS))
     assert page.missing["beyond"].startswith("No test set has outcomes by prompt at both ends")
@@ -279,7 +292,10 @@ def test_runs_are_compared_prompt_by_prompt(tmp_path: Path) -> None:
         write_run(
             tmp_path / name,
             healthy=FEW,
-            evaluations={"before": [measured("test", BEFORE)], "after": [measured("test", after)]},
+            evaluations={
+                "before": [measured("other", BEFORE), measured("test", BEFORE)],
+                "after": [measured("other", BEFORE), measured("test", after)],
+            },
         )
         for name, after in ends.items()
     ]

@@ -23,7 +23,7 @@ from rlvr.reporting.report.reading import read_runs
 from rlvr.reporting.report.records import Run
 from rlvr.reporting.report.trends import smoothed, total, trend
 from rlvr.reporting.report.verdict import change_of, in_words, status_of
-from tests.report_runs import HEALTHY, completion, evaluated, write_completions, write_run
+from tests.report_runs import HEALTHY, completion, evaluated, measured, write_completions, write_run
 
 
 def read(folder: Path) -> Run:
@@ -136,6 +136,13 @@ def test_verdict_in_words(tmp_path: Path, value: float, begins: str) -> None:
     evaluations = {"before": [evaluated("test", pass_at_1=before)], "after": [evaluated("test", pass_at_1=after)]}
     (sentence,) = in_words(read(write_run(tmp_path, evaluations=evaluations)))
     assert sentence.startswith(begins)
+
+
+def test_a_handful_of_prompts_gives_no_verdict_however_far_apart(tmp_path: Path) -> None:
+    before, after = ([measured("test", [each] * 3)] for each in ("0000", "1111"))
+    (sentence,) = in_words(read(write_run(tmp_path, evaluations={"before": before, "after": after})))
+    assert sentence.startswith("These prompts do not tell the policies apart")
+    assert sentence.endswith("a difference of +1.000 [+1.000, +1.000], p = 0.25.")
 
 
 def test_validation_sets_give_no_verdict(tmp_path: Path) -> None:

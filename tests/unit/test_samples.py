@@ -156,7 +156,7 @@ def test_samples_drawn_with_other_settings_are_refused(tmp_path: Path) -> None:
 def test_finished_prompts_are_those_with_all_their_samples() -> None:
     greedy = {"is_greedy": True, "temperature": 0.0}
     found = [sample(0), sample(0), sample(0, **greedy), sample(1), sample(1, **greedy), sample(2), sample(2)]
-    found.append(sample(3, set_name="other"))
+    found += [sample(3, set_name="other"), sample(2, set_name="another", **greedy)]
     assert finished_prompts(found, "sums", 2, greedy=True) == {0}
     assert finished_prompts(found, "sums", 2, greedy=False) == {0, 2}
     assert finished_prompts(found, "other", 1, greedy=False) == {3}

@@ -21,6 +21,7 @@ from rlvr.reporting.recorder import draw_learning_curve
 from rlvr.rollout.generating import end_token_ids, until_end
 from rlvr.run import run_recipe
 from tests.conftest import WORDS, sharp, tiny_model, tiny_tokenizer
+from tests.report_runs import measured
 
 QUIET = Console(quiet=True)
 LETTERS = WORDS[3:10]
@@ -132,6 +133,17 @@ def test_model_is_left_as_it_was(recipe: Path) -> None:
     assert [record.prompt_id for record in first["choosing"]] == list(range(len(VALIDATION)))
 
 
+def test_seeds_and_temperatures_of_single_sets_count(recipe: Path) -> None:
+    model, found = load_policy(load_recipe(recipe).recipe.model), []
+    for overrides in ([], ["evaluation.seed=6"], ["evaluation.temperatures.choosing=0.01"]):
+        evaluation = load_evaluation(load_recipe(recipe, overrides))
+        found.append(evaluate_records(evaluation, model, "validation", QUIET)["choosing"])
+    assert found[0] != found[1]
+    spread = [sum(len(set(record.lengths)) > 1 for record in records) for records in found]
+    assert spread[0] > 0
+    assert spread[2] == 0  # nearly greedy
+
+
 def test_recipe_without_such_sets_is_refused(recipe: Path) -> None:
     loaded = load_recipe(recipe, ["evaluation.validation={}"])
     with pytest.raises(RecipeError, match=r"recipe\.yaml: evaluation\.validation names no set; add one"):
@@ -212,6 +224,17 @@ def test_table_names_validation_sets_as_such_and_the_picture_leaves_them_out(tmp
         pictures.append((tmp_path / "picture.png").read_bytes())
     assert pictures[0] == pictures[1] != pictures[2]
     draw_learning_curve(records, [chosen], [chosen], tmp_path / "picture.png")
+
+
+def test_changes_are_after_minus_before() -> None:
+    """Paired where the outcomes are known by prompt."""
+    pairs = [
+        (measured("a", ["00", "10", "11"]), measured("a", ["11", "10", "11"])),
+        (result("a", 0.3), result("a", 0.5)),
+    ]
+    cells = [next(iter(comparison_table([old], [new]).columns[3].cells)) for old, new in pairs]
+    assert cells[0].startswith("+0.333\n[+0.00, +")
+    assert cells[1] == "+0.200"
 
 
 def test_table_of_a_set_whose_prompts_have_no_verdicts_at_one_end() -> None:
