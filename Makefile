@@ -17,8 +17,9 @@ $(STAMP): requirements.lock pyproject.toml
 quickstart: $(STAMP)
 	$(VENV)/bin/rlvr train recipes/quickstart.yaml trainer.output_dir=runs/quickstart-$$(date +%Y%m%d-%H%M%S)
 
+# One thread each: two workers whose threads wait for one another's cores take many times as long.
 test: lint types
-	$(VENV)/bin/python -m pytest -q -n 2 --dist loadfile -m "not slow"
+	OMP_NUM_THREADS=1 $(VENV)/bin/python -m pytest -q -n 2 --dist loadfile -m "not slow"
 
 # What is left out there for its time: further engines, launchers and kills.
 test-slow: $(STAMP)

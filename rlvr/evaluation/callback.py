@@ -1,6 +1,5 @@
 """Evaluation before the first and after the last optimiser step of a run, and on a schedule between."""
 
-import json
 from collections.abc import Callable, Mapping, Sequence
 from pathlib import Path
 from typing import Any
@@ -10,7 +9,7 @@ from rich.console import Console
 from transformers import TrainerCallback, TrainerControl, TrainerState, TrainingArguments
 
 from rlvr.config.schema import EvaluationConfig, RewardsConfig
-from rlvr.evaluation.evaluate import NOTHING, EvaluationResult, Sampler, mean_pass_rate, summarise
+from rlvr.evaluation.evaluate import NOTHING, EvaluationResult, Sampler, mean_pass_rate, results_text, summarise
 from rlvr.evaluation.passes import evaluate_sets
 from rlvr.evaluation.plateau import EarlyStop
 from rlvr.evaluation.sets import EvaluationSets, prompt_keys
@@ -81,8 +80,7 @@ class EvaluationCallback(TrainerCallback):
             for name, data in self.sets.of(kind).items()
         ]
         if PartialState().is_main_process:
-            lines = ",\n".join(json.dumps(result.to_json()) for result in results)  # one per set
-            write_whole(self.folder / f"{moment}.json", f"[\n{lines}\n]\n")
+            write_whole(self.folder / f"{moment}.json", results_text(results))
         return results
 
     def validate(self, moment: str, console: Console) -> float:

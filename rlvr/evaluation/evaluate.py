@@ -1,5 +1,6 @@
 """Evaluates a policy on held-out prompts: n samples and one greedy answer per prompt, with intervals over prompts."""
 
+import json
 from collections.abc import Callable, Mapping, Sequence
 from dataclasses import asdict, dataclass
 from types import MappingProxyType
@@ -39,7 +40,15 @@ class EvaluationResult:
     outcomes: Outcomes | None = None  # by prompt; None where the prompts were not at hand
 
     def to_json(self) -> dict[str, Any]:
-        return asdict(self)
+        """As it comes back from a JSON file: lists, no tuples."""
+        outcomes = None if self.outcomes is None else {name: list(each) for name, each in vars(self.outcomes).items()}
+        return {**asdict(self), "outcomes": outcomes}
+
+
+def results_text(results: Sequence[EvaluationResult]) -> str:
+    """The JSON of a file of results: a list with a line per set."""
+    lines = ",\n".join(json.dumps(result.to_json()) for result in results)
+    return f"[\n{lines}\n]\n"
 
 
 def evaluate_rows(

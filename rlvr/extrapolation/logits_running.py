@@ -1,6 +1,5 @@
 """What the commands of `rlvr extrapolate logits` do once their options are known, and what they show."""
 
-import json
 import math
 from collections.abc import Sequence
 from dataclasses import dataclass
@@ -27,7 +26,7 @@ from transformers.utils.logging import disable_progress_bar
 from rlvr.config import LoadedRecipe
 from rlvr.data.sources import READERS
 from rlvr.errors import DataError, ExtrapolationError
-from rlvr.evaluation.evaluate import EvaluationResult
+from rlvr.evaluation.evaluate import EvaluationResult, results_text
 from rlvr.evaluation.sets import SetKind
 from rlvr.evaluation.standalone import evaluate_model
 from rlvr.extrapolation.logits import ExtrapolatedLM, check_same_tokens, load_extrapolated
@@ -128,7 +127,7 @@ def run_eval(
     results = evaluate_model(loaded, model, which, console)
     console.print(_table(results, f"base {base}, tuned {tuned}, alpha {alpha:g}"))
     if output is not None:
-        output.write_text(json.dumps([result.to_json() for result in results], indent=2) + "\n")
+        output.write_text(results_text(results))
     return results
 
 
