@@ -1,8 +1,10 @@
 """Samples of a model on the held-out sets of a recipe, kept on the disk; what is there is not sampled again."""
 
+import hashlib
+import json
 from collections.abc import Iterator, Mapping, Sequence
 from contextlib import contextmanager
-from dataclasses import dataclass, field
+from dataclasses import dataclass, field, replace
 from pathlib import Path
 from typing import Any
 
@@ -41,6 +43,7 @@ from rlvr.verification import Verdicts, verify
 
 SAMPLING = ("max_completion_length", "top_p", "top_k", "min_p", "repetition_penalty", "bf16", "fp16")
 MAPPINGS = ("generation_kwargs", "chat_template_kwargs")
+WEIGHT_SUFFIXES = (".safetensors", ".bin")
 LOADING = ("revision", "dtype", "quantization")
 
 
@@ -50,6 +53,7 @@ def settings_of(evaluation: Evaluation, model: str, which: SetKind) -> dict[str,
     config = recipe.evaluation
     return {
         "model": model,
+        "weights": weights_of(model),
         "kind": which,
         "num_samples": config.num_samples,
         "temperature": config.temperature,
@@ -63,6 +67,19 @@ def settings_of(evaluation: Evaluation, model: str, which: SetKind) -> dict[str,
         **{name: getattr(recipe.model, name) for name in LOADING},
         **engine_record(trainer),
     }
+
+
+def weights_of(model: str) -> str | None:
+    """What tells a saved model from another that later has its path; None for one of the Hub, and for a built-in one.
+
+    Names, sizes and times of change of the files of weights: to read gigabytes for each evaluation takes too long.
+    """
+    folder = Path(model).expanduser()
+    if not folder.is_dir():
+        return None
+    files = sorted(path for path in folder.iterdir() if path.suffix in WEIGHT_SUFFIXES)
+    facts = [(path.name, path.stat().st_size, path.stat().st_mtime_ns) for path in files]
+    return f"files {hashlib.sha256(json.dumps(facts).encode()).hexdigest()[:12]}"
 
 
 def asdict_of(evaluation: Evaluation, name: str, which: SetKind) -> dict[str, Any]:
@@ -132,9 +149,10 @@ def _drawing(evaluation: Evaluation, model: PreTrainedModel | VLLMSampler) -> It
 
 
 def judge_again(evaluation: Evaluation, model: str, which: SetKind, folder: Path) -> list[Sample]:
-    """The kept samples under the recipe's verifier as it is now; nothing is sampled, and the files stay as they are.
+    """The kept samples under the recipe's verifier, and the columns of the rows, as they are now.
 
-    Raises EvaluationError where a prompt of the recipe's sets has none, and where they are of other prompts or models.
+    Nothing is sampled, and the files stay as they are. Raises EvaluationError where a prompt of the recipe's sets has
+    no samples, and where they are of other prompts or models.
     """
     samples = _in_order(read_samples(folder, {"model": model, "kind": which}, are_all=False))
     if not samples:
@@ -142,6 +160,8 @@ def judge_again(evaluation: Evaluation, model: str, which: SetKind, folder: Path
     found = []
     for name, data in evaluation.sets.of(which).items():
         mine = [each for each in samples if each.set_name == name]
+        columns = {prompt_id: row[1] for prompt_id, row in _rows_of(data).items()}
+        mine = [replace(each, columns=columns.get(each.prompt_id, each.columns)) for each in mine]
         _check_rows(folder, mine, data)
         num_missing = len(set(data["prompt_id"]) - {each.prompt_id for each in mine})
         if num_missing:
@@ -157,17 +177,22 @@ def judge_again(evaluation: Evaluation, model: str, which: SetKind, folder: Path
 
 def _check_rows(folder: Path, samples: Sequence[Sample], data: Dataset) -> None:
     """Raises EvaluationError where a sample of a set in the folder is not of the set's row of that id, as it is now."""
-    now = {
-        row["prompt_id"]: (stored(row["prompt"]), stored_columns({n: row[n] for n in row if n not in ROW_COLUMNS}))
-        for row in data
-    }
+    now = _rows_of(data)
     for each in samples:
         if now.get(each.prompt_id) != (each.prompt, each.columns):
             raise EvaluationError(
                 f"{folder} has samples of prompt {each.prompt_id} of {each.set_name}, whose row is no longer in the"
                 " set, or has another prompt or other columns; evaluate into another folder, or with the rows and the"
-                " template of before."
+                " template of before (where only columns differ, --rescore judges by the new ones)."
             )
+
+
+def _rows_of(data: Dataset) -> dict[int, tuple[str, str]]:
+    """Prompt and other columns, as samples have them, by prompt."""
+    return {
+        row["prompt_id"]: (stored(row["prompt"]), stored_columns({n: row[n] for n in row if n not in ROW_COLUMNS}))
+        for row in data
+    }
 
 
 def _in_order(samples: list[Sample]) -> list[Sample]:

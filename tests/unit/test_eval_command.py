@@ -148,13 +148,34 @@ def test_samples_of_other_settings_or_prompts_do_not_mix(recipe: Path, override:
 def test_rows_that_changed_in_their_file_are_not_taken_for_those_of_before(recipe: Path) -> None:
     assert evaluate(recipe).exit_code == 0
     before = results(recipe)
-    for rows in (ROWS[10:20], ROWS[:9], [{**each, "answer": "d"} for each in ROWS[:10]]):
+    for rows in (ROWS[10:20], ROWS[:9]):
         (recipe.parent / "test.jsonl").write_text("\n".join(map(json.dumps, rows)))
         for options in ([], ["--rescore"]):
             result = evaluate(recipe, *options)
             assert result.exit_code == 2, result.output + repr(result.exception)
             assert "is no longer in the set, or has another prompt" in " ".join(result.stderr.split())
     assert results(recipe) == before
+
+
+def test_rescoring_takes_the_answers_as_they_are_now(recipe: Path) -> None:
+    assert evaluate(recipe).exit_code == 0
+    rows = [{**each, "answer": "nothing", "note": 1} for each in ROWS[:10]]
+    (recipe.parent / "test.jsonl").write_text("\n".join(map(json.dumps, rows)))
+    sampling = evaluate(recipe)
+    assert sampling.exit_code == 2
+    assert "where only columns differ, --rescore judges by the new ones" in " ".join(sampling.stderr.split())
+    assert evaluate(recipe, "--rescore").exit_code == 0
+    (found,) = results(recipe)["models"].values()
+    assert found["held"]["pass@4"]["value"] == 0.0
+
+
+def test_another_model_under_the_same_path_is_not_taken_for_the_one_of_before(recipe: Path) -> None:
+    assert evaluate(recipe).exit_code == 0
+    sharp(tiny_model(7)).save_pretrained(recipe.parent / "base")
+    result = evaluate(recipe)
+    assert result.exit_code == 2
+    assert "samples with weights = 'files " in " ".join(result.stderr.split())
+    assert evaluate(recipe, "--rescore").exit_code == 0  # which says nothing of the model that is there now
 
 
 def test_rescoring_judges_what_is_kept(recipe: Path) -> None:
