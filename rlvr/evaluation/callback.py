@@ -1,5 +1,6 @@
 """Evaluation before the first and after the last optimiser step of a run, and on a schedule between."""
 
+import time
 from collections.abc import Callable, Mapping, Sequence
 from pathlib import Path
 from typing import Any
@@ -50,8 +51,10 @@ class EvaluationCallback(TrainerCallback):
         if self.config.every is None or state.global_step % self.config.every:
             return
         assert self.record is not None
+        started = time.perf_counter()
         results = self.run(f"step-{state.global_step:06d}")
-        self.record({f"eval/{r.name}/{metric}": each.value for r in results for metric, each in r.estimates.items()})
+        values = {f"eval/{r.name}/{metric}": each.value for r in results for metric, each in r.estimates.items()}
+        self.record(values | {"time/evaluate_s": time.perf_counter() - started})
         if self.early_stop is not None and self.early_stop.look(state.global_step):
             control.should_training_stop = control.should_save = True
 

@@ -52,7 +52,7 @@ REPORT_FAULTS: tuple[tuple[str, str, str, str], ...] = (
     (CHARTS, 'rf"\\g<1>{name}-"', 'r"\\g<1>"', "ids of charts are not unique"),
     (CHARTS, '"svg.hashsalt": "rlvr",', "", "ids of charts are random"),
     (SECTIONS, "- sum(stages.values()), 0.0)", ", 0.0)", "the rest is the whole step"),
-    (SECTIONS, "and name != JUMPS", "", "jumps counted in the step"),
+    (SECTIONS, "and name not in BETWEEN_STEPS.values()", "", "jumps counted in the step"),
     (SETUP, "if len(set(values)) > 1:", "if values:", "equal settings are differences"),
     (BUILDING, "is_live and not all(run.is_finished for run in runs)", "is_live", "a finished page reloads"),
     (WATCHING, "if now != seen:", "if True:", "built though nothing changed"),

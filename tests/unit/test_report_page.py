@@ -216,12 +216,13 @@ def test_guidance_and_extrapolation_stand_there_when_used(tmp_path: Path) -> Non
         "extrapolation/jump": lambda share: 1.0 if share in (0.0, 1.0) else ...,
         "extrapolation/undone": lambda share: share if share in (0.0, 1.0) else ...,
         "time/extrapolate_s": lambda share: 30.0 if share in (0.0, 1.0) else ...,
+        "time/evaluate_s": lambda share: 20.0 if share == 1.0 else ...,
     }
     _, page = built(write_run(tmp_path / "used", healthy=FEW, recipe=recipe, metrics=metrics))
     assert "The rule is nurl." in page.sections["guidance"]
     assert "2 jumps, of which 1 were undone." in page.sections["extrapolation"]
-    rows = re.findall(r"(rollout|jumps|verify|loss and update)\|([\d.]+)\|[\d.]+%", page.sections["time"])
-    assert dict(rows) == {"rollout": "120", "jumps": "60", "verify": "20", "loss and update": "60"}
+    rows = re.findall(r"(rollout|jumps|evaluations|verify|loss and update)\|([\d.]+)\|[\d.]+%", page.sections["time"])
+    assert dict(rows) == {"rollout": "120", "jumps": "60", "evaluations": "20", "verify": "20", "loss and update": "60"}
     assert "of completions with help" in page.sections["time"]
     _, unused = built(write_run(tmp_path / "unused", healthy=FEW, recipe=recipe))
     assert unused.missing["guidance"] == "The recipe has guidance, but no step logged any."

@@ -14,7 +14,7 @@ from rlvr.reporting.report.trends import total
 from rlvr.reporting.report.verdict import change_of, interval, moments_in_words, p_value_in_words, signed
 
 SHARE = (-0.02, 1.02)
-JUMPS = "time/extrapolate_s"
+BETWEEN_STEPS = {"jumps": "time/extrapolate_s", "evaluations": "time/evaluate_s"}  # not in every step, nor in its time
 UNPAIRED = "as if the prompts had been others each time, which makes their intervals wide"
 
 
@@ -220,15 +220,16 @@ def time_and_tokens(run: Run) -> Section:
     stages = {
         name.removeprefix("time/").removesuffix("_s"): total(run, name)
         for name in run.metric_names
-        if name.startswith("time/") and name.endswith("_s") and name != JUMPS
+        if name.startswith("time/") and name.endswith("_s") and name not in BETWEEN_STEPS.values()
     }
     whole = total(run, "step_time")
     if not stages and not whole:
         raise Unavailable("The run logged no times.")
     if whole:
         stages["loss and update"] = max(whole - sum(stages.values()), 0.0)
-    if len(run.series(JUMPS)):  # after the step, and not in every one
-        stages["jumps"] = float(run.series(JUMPS).values.sum())
+    for stage, name in BETWEEN_STEPS.items():
+        if len(run.series(name)):
+            stages[stage] = float(run.series(name).values.sum())
     rows = sorted(stages.items(), key=lambda item: -item[1])
     every = sum(stages.values()) or 1.0
     table = Table(
@@ -237,7 +238,14 @@ def time_and_tokens(run: Run) -> Section:
         [[stage, number(seconds), f"{seconds / every:.1%}"] for stage, seconds in rows],
     )
     svg = draw_bars("Time by stage", [stage for stage, _ in rows], [seconds for _, seconds in rows], "seconds")
-    figures = [Figure("Time by stage", svg, "All logged steps, on the main process; evaluations are not in it.", table)]
+    figures = [
+        Figure(
+            "Time by stage",
+            svg,
+            "All logged steps, on the main process; evaluations before the first step and at the end are not in it.",
+            table,
+        )
+    ]
     figures += present(
         curves(
             run, "Time of a step", [Curve("step_time", "step"), Curve("time/rollout_s", "rollout")], "", unit="seconds"
