@@ -14,7 +14,7 @@ from rlvr.config.lora import ALL_LINEAR, LoRAConfig
 from rlvr.config.problems import nearest
 from rlvr.config.schema import ModelConfig
 from rlvr.errors import CheckpointError, RecipeError
-from rlvr.model import BUILTIN
+from rlvr.model_paths import BUILTIN
 
 LINEAR = (nn.Linear, Conv1D)
 REASON_CHARACTERS = 300  # PyTorch names every tensor

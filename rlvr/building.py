@@ -24,7 +24,8 @@ from rlvr.errors import RecipeError
 from rlvr.extrapolation.periodic import PeriodicJumps
 from rlvr.guidance.build import Record, guidance_of
 from rlvr.guidance.tools import Guide, Tools
-from rlvr.model import is_adapter, load_policy, load_tokenizer
+from rlvr.model import load_policy, load_tokenizer
+from rlvr.model_paths import is_adapter
 from rlvr.objectives.regularizers import build_regularizers
 from rlvr.trainer import RLVRTrainer
 from rlvr.verification import RewardFunction, load_reward

@@ -27,7 +27,7 @@ from transformers import AutoModelForCausalLM, PreTrainedModel, Qwen3Config, Qwe
 from transformers.utils.logging import disable_progress_bar
 
 from rlvr.extrapolation.logits import ExtrapolatedLM
-from rlvr.model import resolve_model_path
+from rlvr.model_paths import resolve_model_path
 from rlvr.reporting.console import progress_columns
 
 LAYERS, HIDDEN, VOCABULARY, RANK = 6, 512, 8192, 16

@@ -35,7 +35,8 @@ from rlvr.evaluation.records import PromptRecord
 from rlvr.evaluation.sets import SetKind
 from rlvr.evaluation.standalone import Evaluation, evaluate_records, load_evaluation
 from rlvr.extrapolation.logits import load_extrapolated
-from rlvr.model import load_policy, resolve_model_path
+from rlvr.model import load_policy
+from rlvr.model_paths import resolve_model_path
 
 ROOT = Path(__file__).resolve().parents[1]
 RECIPES = ROOT / "recipes" / "lab" / "extrapolation"

@@ -27,7 +27,7 @@ from starter_corpus import ChainSum, Style, sample_chain_sum, sample_rows, signe
 from transformers import AutoTokenizer, Qwen3ForCausalLM
 
 from rlvr.data.sources import SEED_STRIDE
-from rlvr.model import resolve_model_path
+from rlvr.model_paths import resolve_model_path
 
 SEED = 20261126
 STEPS, ROWS, LONG_ROWS = 450, 60, 48  # of each step; the other rows are the starter's own

@@ -10,7 +10,8 @@ from transformers import PreTrainedModel
 from rlvr.config.schema import ModelConfig
 from rlvr.errors import EvaluationError, RecipeError, UserError
 from rlvr.evaluation.standalone import Evaluation
-from rlvr.model import is_adapter, load_policy
+from rlvr.model import load_policy
+from rlvr.model_paths import is_adapter
 from rlvr.rollout.vllm_sampling import VLLMSampler, vllm_sampler
 from rlvr.rollout.vllm_settings import field_of, is_vllm
 from rlvr.verification import takes

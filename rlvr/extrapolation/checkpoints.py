@@ -12,6 +12,7 @@ from rlvr.errors import CheckpointError, UserError
 from rlvr.extrapolation.readers.base import Source, StoredWeights, read_json
 from rlvr.extrapolation.readers.ties import check_engine_names, config_of, named
 from rlvr.extrapolation.view import WeightView
+from rlvr.model_paths import resolve_model_path
 from rlvr.run_directory import ADAPTER
 
 POLICY = "policy"
@@ -84,8 +85,6 @@ def run_checkpoints(run_dir: Path) -> list[tuple[int, Path]]:
 
 def model_of_run(run_dir: Path) -> Path | None:
     """The model that a run began from, by its recipe; None where that is no folder of this machine."""
-    from rlvr.model import resolve_model_path
-
     recipe = run_dir / "recipe.yaml"
     if not recipe.is_file():
         return None
@@ -154,8 +153,6 @@ def _adapter(path: Path, base: Path | None) -> WeightView:
 
 def named_base(path: Path) -> Path:
     """The base that an adapter names. Raises CheckpointError where that is no folder of this machine."""
-    from rlvr.model import resolve_model_path
-
     given = read_json(path / ADAPTER).get("base_model_name_or_path")
     remedy = "give the folder of its base model"
     if not isinstance(given, str) or not given:

@@ -26,7 +26,7 @@ from rlvr.extrapolation.operations import effective_rank
 from rlvr.extrapolation.rules import DEFAULT_COPIES
 from rlvr.extrapolation.sources import FLOATS, Sources, row_blocks
 from rlvr.extrapolation.view import WeightView
-from rlvr.model import resolve_model_path
+from rlvr.model_paths import resolve_model_path
 from rlvr.seeds import derived_seed
 
 LEAST_CHECKPOINTS = 3

@@ -19,7 +19,8 @@ from rlvr.config.schema import ModelConfig
 from rlvr.errors import ExtrapolationError
 from rlvr.extrapolation.checkpoints import named_base
 from rlvr.extrapolation.operations import extrapolate
-from rlvr.model import is_adapter, load_policy, load_tokenizer
+from rlvr.model import load_policy, load_tokenizer
+from rlvr.model_paths import is_adapter
 
 CausalLM = PreTrainedModel | PeftModel
 Switch = BaseTunerLayer | AuxiliaryTrainingWrapper

@@ -19,6 +19,7 @@ from rlvr.extrapolation.rules import Rules, Treatment, numbers_of, treatments
 from rlvr.extrapolation.sources import Sources
 from rlvr.extrapolation.view import WeightView
 from rlvr.extrapolation.writing import Job, Written, gated, write_checkpoint
+from rlvr.model_paths import resolve_model_path
 
 DTYPES = {"float32": torch.float32, "bfloat16": torch.bfloat16, "float16": torch.float16}
 
@@ -122,8 +123,6 @@ def _located(path: Path) -> Path:
     scheme, colon, name = path.as_posix().partition(":/")
     if not colon or scheme != "builtin":
         return path
-    from rlvr.model import resolve_model_path  # transformers, which takes longer to import than most of what follows
-
     return Path(resolve_model_path(f"{scheme}://{name}"))
 
 

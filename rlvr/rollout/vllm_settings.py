@@ -7,7 +7,7 @@ from transformers import PreTrainedConfig, PreTrainedTokenizerBase
 
 from rlvr.config.schema import ModelConfig
 from rlvr.config.trainer_defaults import trl_fields
-from rlvr.model import resolve_model_path
+from rlvr.model_paths import resolve_model_path
 from rlvr.rollout.generating import mapping_of
 
 # Fields of GRPOConfig that decide vLLM's samples beside those that `generate` has too.

@@ -109,7 +109,7 @@ def test_change_of_a_half_precision_base_is_not_rounded(tmp_path: Path) -> None:
 
 
 def test_base_may_be_given_or_built_in(tmp_path: Path) -> None:
-    from rlvr.model import resolve_model_path
+    from rlvr.model_paths import resolve_model_path
 
     starter = Path(resolve_model_path("builtin://starter"))
     name = next(name for name in open_checkpoint(starter).names() if name.endswith("layers.0.self_attn.q_proj.weight"))

@@ -11,7 +11,7 @@ from typer.testing import CliRunner, Result
 
 from rlvr.cli import app
 from rlvr.extrapolation.operations import average, extrapolate, line_fit, timber
-from rlvr.model import resolve_model_path
+from rlvr.model_paths import resolve_model_path
 from tests.unit.extrapolation_cases import COUNTER, EMBEDDING, MLP, load, same, save, tensors_of
 
 

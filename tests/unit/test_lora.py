@@ -154,7 +154,7 @@ def test_base_is_named_so_that_other_machines_find_it(recipe: Path, tmp_path: Pa
 
 
 def starter_folder() -> Path:
-    from rlvr.model import resolve_model_path
+    from rlvr.model_paths import resolve_model_path
 
     return Path(resolve_model_path("builtin://starter"))
 

@@ -17,7 +17,8 @@ from rlvr.evaluation.standalone import evaluate_records, load_evaluation
 from rlvr.extrapolation import search_running
 from rlvr.extrapolation.search import findings, scores_of
 from rlvr.extrapolation.search_cache import kept_records
-from rlvr.model import load_policy, resolve_model_path
+from rlvr.model import load_policy
+from rlvr.model_paths import resolve_model_path
 from tests.conftest import WORDS, sharp, tiny_model, tiny_tokenizer
 from tests.unit.extrapolation_cases import load, same
 

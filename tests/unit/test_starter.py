@@ -9,7 +9,8 @@ import pytest
 import torch
 
 from rlvr.config.schema import ModelConfig
-from rlvr.model import load_policy, load_tokenizer, resolve_model_path
+from rlvr.model import load_policy, load_tokenizer
+from rlvr.model_paths import resolve_model_path
 from tests.conftest import ROOT
 
 sys.path.insert(0, str(ROOT / "scripts"))
