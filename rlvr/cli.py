@@ -149,7 +149,7 @@ def score_completions(
     """Judge the completions of a file and keep the verdicts."""
     from rich.progress import Progress
 
-    from rlvr.reporting.console import progress_columns
+    from rlvr.progress_bars import progress_columns
     from rlvr.verification.checking import parse_args
     from rlvr.verification.scoring import score_file, summary_table, write_verdicts
 

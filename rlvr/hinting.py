@@ -14,7 +14,7 @@ from rlvr.errors import RecipeError
 from rlvr.guidance.making import make_hints, report_table
 from rlvr.guidance.stage import Guidance
 from rlvr.processes import join_processes
-from rlvr.reporting.console import progress_columns
+from rlvr.progress_bars import progress_columns
 
 
 def write_hints_of(recipe: Path, overrides: Sequence[str], output: Path | None, levels: int) -> Path:

@@ -28,7 +28,7 @@ from transformers.utils.logging import disable_progress_bar
 
 from rlvr.extrapolation.logits import ExtrapolatedLM
 from rlvr.model_paths import resolve_model_path
-from rlvr.reporting.console import progress_columns
+from rlvr.progress_bars import progress_columns
 
 LAYERS, HIDDEN, VOCABULARY, RANK = 6, 512, 8192, 16
 PROMPT_TOKENS, NEW_TOKENS, BATCHES = 32, 64, (1, 8)

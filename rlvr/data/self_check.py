@@ -13,7 +13,7 @@ from rlvr.config.problems import shown
 from rlvr.config.schema import DataConfig, Recipe, RewardsConfig
 from rlvr.errors import DataError
 from rlvr.gathering import from_main_process
-from rlvr.reporting.console import progress_columns
+from rlvr.progress_bars import progress_columns
 from rlvr.verification import RewardFunction
 from rlvr.verification.asking import offer, told
 from rlvr.verification.calling import is_async, options_and_rows, unbound

@@ -14,8 +14,8 @@ from transformers import set_seed
 from rlvr.config.schema import EvaluationConfig, RewardsConfig
 from rlvr.evaluation.evaluate import NOTHING, Sampler, evaluate_rows
 from rlvr.evaluation.records import PromptRecord
+from rlvr.progress_bars import progress_columns
 from rlvr.random_numbers import own_random_numbers
-from rlvr.reporting.console import progress_columns
 from rlvr.verification import RewardFunction
 
 

@@ -31,8 +31,8 @@ from rlvr.evaluation.samples import (
 from rlvr.evaluation.sets import SetKind
 from rlvr.evaluation.standalone import Evaluation, offers_of
 from rlvr.evaluation.token_entropy import EntropyReader, entropy_reader
+from rlvr.progress_bars import progress_columns
 from rlvr.random_numbers import own_random_numbers
-from rlvr.reporting.console import progress_columns
 from rlvr.rollout.generating import ModelSampler, mapping_of
 from rlvr.rollout.rollouts import ROW_COLUMNS
 from rlvr.rollout.vllm_sampling import VLLMSampler

@@ -37,7 +37,7 @@ from rlvr.extrapolation.linearity_report import (
 )
 from rlvr.extrapolation.output_folder import writing_to
 from rlvr.extrapolation.provenance import PACKAGES, write_json
-from rlvr.reporting.console import progress_columns
+from rlvr.progress_bars import progress_columns
 from rlvr.reporting.linearity_pictures import draw_linearity
 from rlvr.run_directory import installed_version
 

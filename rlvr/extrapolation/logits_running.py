@@ -31,7 +31,7 @@ from rlvr.evaluation.sets import SetKind
 from rlvr.evaluation.standalone import evaluate_model
 from rlvr.extrapolation.logits import ExtrapolatedLM, check_same_tokens, load_extrapolated
 from rlvr.model import load_tokenizer
-from rlvr.reporting.console import progress_columns
+from rlvr.progress_bars import progress_columns
 from rlvr.reporting.printable import printable
 from rlvr.rollout.generating import end_token_ids
 

@@ -4,32 +4,14 @@ from collections.abc import Mapping, Sequence
 from typing import Any
 
 from rich.console import Console
-from rich.progress import (
-    BarColumn,
-    MofNCompleteColumn,
-    Progress,
-    ProgressColumn,
-    TextColumn,
-    TimeRemainingColumn,
-)
+from rich.progress import Progress
 from rich.table import Table
 from transformers import TrainerCallback, TrainerControl, TrainerState, TrainingArguments
 
 from rlvr.evaluation.outcomes import difference_by_prompt, kept_outcomes
+from rlvr.progress_bars import progress_columns
 
 LINES_WITHOUT_TERMINAL = 10  # progress lines of a whole run when the output goes to a file
-
-
-def progress_columns() -> list[ProgressColumn]:
-    """Fits 80 characters, the notes of training included."""
-    return [
-        TextColumn("{task.description}"),
-        BarColumn(bar_width=10),
-        MofNCompleteColumn(),
-        TextColumn("{task.fields[note]}"),
-        TextColumn("left"),
-        TimeRemainingColumn(),
-    ]
 
 
 def step_note(logs: Mapping[str, Any]) -> str:
