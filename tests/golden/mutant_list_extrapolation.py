@@ -4,6 +4,7 @@ OPERATIONS, RULES = "extrapolation/operations.py", "extrapolation/rules.py"
 SOURCES, WRITING = "extrapolation/sources.py", "extrapolation/writing.py"
 FILE, FOLDER = "extrapolation/safetensors_file.py", "extrapolation/output_folder.py"
 RUNNING, PERIODIC = "extrapolation/running.py", "extrapolation/periodic.py"
+READER = "extrapolation/readers/safetensor_files.py"
 
 GOLDEN = ("tests/golden/test_extrapolation.py",)
 FILES = ("tests/unit/test_extrapolation_writing.py", "tests/unit/test_extrapolation_failures.py")
@@ -16,10 +17,18 @@ EXTRAPOLATION_TESTS = {
     FOLDER: FILES,
     RUNNING: ("tests/unit/test_extrapolation_commands.py",),
     PERIODIC: ("tests/unit/test_periodic_jumps.py",),
+    READER: ("tests/unit/test_checkpoint_readers.py", "tests/unit/test_checkpoint_errors.py"),
 }
 
 # (file under rlvr/, old text, new text, description)
 EXTRAPOLATION_FAULTS: tuple[tuple[str, str, str, str], ...] = (
+    (READER, "place.start + first * row_bytes", "place.start", "reader: always the first rows"),
+    (READER, "place.start + first * row_bytes", "place.start + last * row_bytes", "reader: the rows after them"),
+    (READER, "start += infos[name].numel * infos[name].dtype.itemsize", "start += infos[name].numel", "reader: places"),
+    (READER, "return 8 + int.from_bytes", "return int.from_bytes", "reader: the length of the header is part of it"),
+    (READER, "        if len(data):\n", "        if False:\n", "reader: what a file lacks is whatever memory held"),
+    (READER, "places |= where", "places = where", "reader: the places of one shard"),
+    (WRITING, "_in_order(tasks, threads=1, ahead=1)", "_in_order(tasks)", "timber: many matrices in memory"),
     (OPERATIONS, "    if alpha == 0.0:\n        return base\n", "", "extrapolate: alpha 0 not special"),
     (OPERATIONS, "    if alpha == 1.0:\n        return tuned\n", "", "extrapolate: alpha 1 not special"),
     (OPERATIONS, "torch.lerp(base.to(dtype), tuned.to(dtype), alpha)", "torch.lerp(base, tuned, alpha)", "bf16 sums"),
