@@ -28,7 +28,6 @@ EXTRAPOLATION_FAULTS: tuple[tuple[str, str, str, str], ...] = (
     (READER, "return 8 + int.from_bytes", "return int.from_bytes", "reader: the length of the header is part of it"),
     (READER, "        if len(data):\n", "        if False:\n", "reader: what a file lacks is whatever memory held"),
     (READER, "places |= where", "places = where", "reader: the places of one shard"),
-    (WRITING, "_in_order(tasks, threads=1, ahead=1)", "_in_order(tasks)", "timber: many matrices in memory"),
     (OPERATIONS, "    if alpha == 0.0:\n        return base\n", "", "extrapolate: alpha 0 not special"),
     (OPERATIONS, "    if alpha == 1.0:\n        return tuned\n", "", "extrapolate: alpha 1 not special"),
     (OPERATIONS, "torch.lerp(base.to(dtype), tuned.to(dtype), alpha)", "torch.lerp(base, tuned, alpha)", "bf16 sums"),
