@@ -23,10 +23,12 @@ from rlvr.engines import check_engine
 from rlvr.errors import RecipeError
 from rlvr.extrapolation.periodic import PeriodicJumps
 from rlvr.guidance.build import Record, guidance_of
-from rlvr.guidance.tools import Guide, Tools
+from rlvr.guidance.tools import Guide
 from rlvr.model import load_policy, load_tokenizer
 from rlvr.model_paths import is_adapter
 from rlvr.objectives.regularizers import build_regularizers
+from rlvr.sampling.dynamic import DynamicSampling
+from rlvr.tools import Tools
 from rlvr.trainer import RLVRTrainer
 from rlvr.verification import RewardFunction, load_reward
 from rlvr.watching.watch import Watch
@@ -101,6 +103,7 @@ def build_trainer(
         rewards=loaded.recipe.rewards,
         regularizers=build_regularizers(loaded.regularizers),
         guidance=_guidance(loaded, parts, record),
+        dynamic=_dynamic(loaded, parts),
         jumps=jumps,
         watch=Watch(loaded.recipe.watch),
         train_dataset=parts.train_data,
@@ -153,4 +156,15 @@ def _guidance(loaded: LoadedRecipe, parts: Parts, record: Record) -> Callable[[T
         max_prompt_length=loaded.recipe.data.max_prompt_length,
         seed=loaded.trainer["seed"],
         record=record,
+    )
+
+
+def _dynamic(loaded: LoadedRecipe, parts: Parts) -> Callable[[Tools], DynamicSampling] | None:
+    """Dynamic sampling of the recipe, given the trainer's tools; None where it has none."""
+    config, guidance = loaded.recipe.sampler.dynamic, loaded.recipe.guidance
+    if config is None:
+        return None
+    threshold = None if guidance is None else guidance.threshold
+    return lambda tools: DynamicSampling(
+        config, parts.train_data, tools, left_to_guidance=threshold, seed=loaded.trainer["seed"]
     )

@@ -2,7 +2,7 @@
 
 TRL keeps loading, engines, data loading, checkpoints and logging; the step itself is ours:
 
-    rollout -> verify -> guide -> advantage -> loss
+    rollout -> verify -> resample -> guide -> advantage -> loss
 
 Three files touch TRL's private methods: this one, `sampling_trainer.py` and, for checkpoints, `resumable.py`.
 """
@@ -37,7 +37,7 @@ from rlvr.extrapolation.periodic import Host, PeriodicJumps
 from rlvr.frozen import FrozenPass
 from rlvr.gathering import gather_ragged, gather_table
 from rlvr.guidance.shaping import with_shaped_ratios
-from rlvr.guidance.tools import Guide, Tools, encoded
+from rlvr.guidance.tools import Guide, encoded
 from rlvr.objectives.aggregation import Denominator
 from rlvr.objectives.group_filter import build_group_filter
 from rlvr.objectives.objective import finish_metrics, objective
@@ -52,8 +52,10 @@ from rlvr.reporting.completions import completions_table
 from rlvr.reporting.metrics import majority_rate, mean_shares
 from rlvr.reporting.step_sums import StepSums
 from rlvr.reporting.token_values import TokenValues
+from rlvr.sampling.dynamic import DynamicSampling
 from rlvr.sampling_trainer import SamplingTrainer
 from rlvr.seeds import derived_seed
+from rlvr.tools import Tools
 from rlvr.types import Microbatch, Rollouts, ScoredRollouts, TrainRow
 from rlvr.verification import Judge, RewardFunction, Verdicts, check_unscorable, limits_of, shared_judge, verify
 from rlvr.watching.watch import Watch
@@ -78,6 +80,7 @@ class RLVRTrainer(SamplingTrainer):
         rewards: RewardsConfig,
         regularizers: Sequence[Regularizer] = (),
         guidance: Callable[[Tools], Guide] | None = None,
+        dynamic: Callable[[Tools], DynamicSampling] | None = None,
         jumps: PeriodicJumps | None = None,
         watch: Watch | None = None,
         peft_config: PeftConfig | None = None,
@@ -116,6 +119,7 @@ class RLVRTrainer(SamplingTrainer):
         self.scorer = PolicyScorer(lambda: self.model, self._tokenizer, self._frozen, self.chat_template_kwargs)
         self.offers = scorer_offer(self.reward_functions, self.scorer)
         self.guidance = None if guidance is None else guidance(self._tools())
+        self.dynamic = None if dynamic is None else dynamic(self._tools())
         others = {"group_filter": self.group_filter, "guidance": self.guidance, "watch": self.watch.stateful}
         self._plugins: dict[str, Stateful] = {each.name: each for each in self.regularizers}
         self._plugins |= {name: each for name, each in others.items() if each is not None}
@@ -126,7 +130,7 @@ class RLVRTrainer(SamplingTrainer):
     # ---- the step ---------------------------------------------------------------------------------------------------
 
     def _generate_and_score_completions(self, inputs: list[dict[str, Any]]) -> list[Microbatch]:
-        scored = self.guide(self.verify(self.rollout(inputs)))
+        scored = self.guide(self.resample(self.verify(self.rollout(inputs))))
         advantages = self.advantages(scored, self.reward_penalties(scored.rollouts))
         return self.microbatches(scored.rollouts, advantages)
 
@@ -152,6 +156,15 @@ class RLVRTrainer(SamplingTrainer):
             log_metric=self._log_metric,
             **self.offers,
         )
+
+    def resample(self, scored: ScoredRollouts) -> ScoredRollouts:
+        """Rollouts in which prompts that teach nothing may have made room for others."""
+        if self.dynamic is None:
+            return scored
+        with self._timed("resample"):
+            resampled = self.dynamic(scored, self.state.global_step)
+        self.record(resampled.metrics)
+        return resampled.scored
 
     def guide(self, scored: ScoredRollouts) -> ScoredRollouts:
         """Rollouts in which prompts that the policy failed may have been sampled again with help."""

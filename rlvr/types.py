@@ -66,11 +66,11 @@ class ScoredRollouts:
 
     rollouts: Rollouts
     verdicts: Verdicts
-    plain: "ScoredRollouts | None" = None  # as they were before the guide stage; None: there is none
+    plain: "ScoredRollouts | None" = None  # before prompts made room for others or got help; None: so still
 
     @property
     def unhelped(self) -> "ScoredRollouts":
-        """The rollouts without help, of which alone pass rates may be taken."""
+        """The rollouts of the prompts that came first, without help, of which alone pass rates may be taken."""
         return self.plain or self
 
 

@@ -32,6 +32,10 @@ def chromium() -> str | None:
     return next((path for name in NAMES if (path := shutil.which(name))), None)
 
 
+class Reloaded(RuntimeError):
+    """The page went away, as one that reloads itself does, while it was asked."""
+
+
 class Browser:
     """One page. Raises RuntimeError for what the browser refuses, or what a script of ours throws."""
 
@@ -88,7 +92,8 @@ class Browser:
             if answer.get("id") != number:
                 self.events.append(answer)
             elif "error" in answer:
-                raise RuntimeError(f"{method}: {answer['error']['message']}")
+                message_of = answer["error"]["message"]
+                raise (Reloaded if "navigated" in message_of else RuntimeError)(f"{method}: {message_of}")
             else:
                 return answer["result"]
 
@@ -120,10 +125,16 @@ class Browser:
     def wait_for(self, script: str, seconds: float = 60.0) -> None:
         """Until a script is true. Raises TimeoutError."""
         ends = time.monotonic() + seconds
-        while not self.value(script):
+        while not self._is_true(script):
             if time.monotonic() > ends:
                 raise TimeoutError(script)
             time.sleep(0.02)
+
+    def _is_true(self, script: str) -> bool:
+        try:
+            return bool(self.value(script))
+        except Reloaded:
+            return False
 
     def type(self, text: str) -> None:
         """Into what has the focus."""

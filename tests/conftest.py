@@ -20,8 +20,10 @@ from rlvr.config.presets import PRESETS
 from rlvr.config.regularizers import RegularizersConfig
 from rlvr.config.schema import AlgorithmConfig, RewardsConfig
 from rlvr.extrapolation.periodic import PeriodicJumps
-from rlvr.guidance.tools import Guide, Tools
+from rlvr.guidance.tools import Guide
 from rlvr.objectives.regularizers import build_regularizers
+from rlvr.sampling.dynamic import DynamicSampling
+from rlvr.tools import Tools
 from rlvr.trainer import RLVRTrainer
 from rlvr.verification import RewardFunction
 from rlvr.watching.watch import Watch
@@ -132,6 +134,7 @@ def make_trainer(tmp_path: Path) -> MakeTrainer:
         algorithm: dict[str, Any] | None = None,
         regularizers: dict[str, Any] | None = None,
         guidance: Callable[[Tools], Guide] | None = None,
+        dynamic: Callable[[Tools], DynamicSampling] | None = None,
         jumps: PeriodicJumps | None = None,
         watch: Watch | None = None,
         **changes: Any,
@@ -145,6 +148,7 @@ def make_trainer(tmp_path: Path) -> MakeTrainer:
             rewards=RewardsConfig.model_validate({"functions": [{"use": "exact", "name": "reward"}]}),
             regularizers=build_regularizers(RegularizersConfig.model_validate(regularizers or {})),
             guidance=guidance,
+            dynamic=dynamic,
             jumps=jumps,
             watch=watch,
             train_dataset=dataset or letter_dataset(),

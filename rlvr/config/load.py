@@ -19,6 +19,7 @@ from rlvr.config.presets import PRESETS, Algorithm
 from rlvr.config.problems import Problem, dotted, first_problem, model_at, shown
 from rlvr.config.regularizers import RegularizersConfig
 from rlvr.config.rollout import check_engine_settings
+from rlvr.config.sampler import check_sampler
 from rlvr.config.schema import SHORTHANDS, Recipe
 from rlvr.config.section import Section
 from rlvr.config.trainer_defaults import merged_trainer
@@ -107,6 +108,8 @@ def _trainer(recipe: Recipe, path: Path) -> dict[str, Any]:
     with _below("trainer"):
         trainer = merged_trainer(recipe.trainer, default_output_dir=f"runs/{path.stem}")
         check_engine_settings(trainer)
+    with _below("sampler"):
+        check_sampler(recipe.sampler, trainer)
     with _below("checkpoints"):
         check_saves(recipe.checkpoints, recipe.evaluation.every, trainer)
     if recipe.extrapolation is not None:

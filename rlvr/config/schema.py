@@ -30,6 +30,7 @@ from rlvr.config.presets import (
 from rlvr.config.problems import Problem, dotted, nearest
 from rlvr.config.regularizers import RegularizersConfig
 from rlvr.config.rollout import PAGED, RolloutConfig
+from rlvr.config.sampler import SamplerConfig
 from rlvr.config.schedules import Bounds, Weight
 from rlvr.config.section import Section
 from rlvr.config.watch import WatchConfig
@@ -298,6 +299,7 @@ class Recipe(Section):
     regularizers: RegularizersConfig = RegularizersConfig()
     guidance: GuidanceConfig | None = None
     extrapolation: ExtrapolationConfig | None = None
+    sampler: SamplerConfig = SamplerConfig()
     trainer: dict[str, Any] = Field(default={})
     checkpoints: CheckpointsConfig = CheckpointsConfig()
     rollout: RolloutConfig = RolloutConfig()

@@ -17,7 +17,8 @@ from rlvr.guidance.prompting import request_text, text_of_prompt
 from rlvr.guidance.rules import RULES
 from rlvr.guidance.stage import Guidance
 from rlvr.guidance.teacher import Pool, TeacherGuidance
-from rlvr.guidance.tools import Guide, Tools
+from rlvr.guidance.tools import Guide
+from rlvr.tools import Tools
 from rlvr.verification import RewardFunction
 from rlvr.verification.judging import limits_of, shared_judge
 

@@ -8,11 +8,12 @@ from accelerate.utils import gather_object
 
 from rewards._text import text_of
 from rlvr.config.guidance import HintsConfig
-from rlvr.guidance.groups import Group
 from rlvr.guidance.hint_files import Hints
 from rlvr.guidance.prompting import hint_in, request_text, text_of_prompt, with_help
-from rlvr.guidance.tools import Tools, columns_of, rollouts_of
+from rlvr.guidance.tools import columns_of, rollouts_of
 from rlvr.rollout.spread import Sampled
+from rlvr.sampling.groups import Group
+from rlvr.tools import Tools
 
 StatesAnswer = Callable[[Sequence[tuple[str, Any]]], list[bool]]  # for each (hint, row): the gold answer is in it
 Wanted = Sequence[tuple[Group, int]]  # groups, and the level of hint that each is to get

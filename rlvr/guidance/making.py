@@ -10,10 +10,10 @@ from datasets import Dataset
 from rich.table import Table
 
 from rlvr.errors import DataError
-from rlvr.guidance.groups import Group
 from rlvr.guidance.hint_files import Hints, write_hints
 from rlvr.guidance.hints import HintStore
 from rlvr.guidance.prompting import text_of_prompt
+from rlvr.sampling.groups import Group
 
 Progress = Callable[[int, int], None]  # takes (prompt, level) pairs done, and in all
 

@@ -10,15 +10,18 @@ from accelerate.utils import gather_object
 
 from rewards._text import text_of
 from rlvr.config.guidance import GuidanceConfig
-from rlvr.guidance.groups import Group, chosen, groups_of, in_need, with_rows
+from rlvr.guidance.groups import chosen, in_need, with_rows
 from rlvr.guidance.hints import HintStore
 from rlvr.guidance.prompting import cut_help, text_of_prompt, with_help
-from rlvr.guidance.rows import conditioned, put, take, with_completions
+from rlvr.guidance.rows import conditioned
 from rlvr.guidance.rules.base import Outcomes, Roles, Rule
 from rlvr.guidance.start import Start
-from rlvr.guidance.tools import Guided, Tools
+from rlvr.guidance.tools import Guided
+from rlvr.rollout.rows import put, take, with_completions
 from rlvr.rollout.spread import Sampled
+from rlvr.sampling.groups import Group, groups_of, has_signal
 from rlvr.schedule import value_at
+from rlvr.tools import Tools
 from rlvr.types import ScoredRollouts
 
 
@@ -64,7 +67,8 @@ class Guidance:
         until the step's budget of extra rollouts is spent.
         """
         groups = groups_of(scored)
-        self.start.observe(mean_of([group.pass_rate for group in groups]))
+        unhelped = groups if scored.plain is None else groups_of(scored.plain)  # before prompts made room for others
+        self.start.observe(mean_of([group.pass_rate for group in unhelped]))
         if not self.rule.uses_hints:
             self.rule.solved(_solved(scored, self.tools.first_place(scored.rollouts)))
         needy = in_need(groups, self.config.threshold)
@@ -73,7 +77,7 @@ class Guidance:
             seed = f"{self.seed}/guidance/{step}"
             selected = chosen(needy, value_at(self.config.probability, step), seed)
             session.run(with_rows(selected, scored))
-        return Guided(replace(session.scored, plain=scored), session.metrics(groups, needy))
+        return Guided(replace(session.scored, plain=scored.unhelped), session.metrics(groups, needy))
 
     def state_dict(self) -> dict[str, Any]:
         """What a checkpoint keeps."""
@@ -260,8 +264,3 @@ def mean_of(values: Sequence[float | None]) -> float | None:
     """Of the known values; None without any."""
     known = [value for value in values if value is not None]
     return sum(known) / len(known) if known else None
-
-
-def has_signal(outcomes: Outcomes) -> bool:
-    """Whether some are right and some wrong."""
-    return 0 in outcomes and 1 in outcomes

@@ -10,13 +10,15 @@ from accelerate.utils import gather_object
 
 from rewards.reference_probability import aggregate
 from rlvr.config.guidance import GuidanceConfig, TeacherConfig
-from rlvr.guidance.groups import Group, chosen, groups_of, in_need, with_rows
-from rlvr.guidance.rows import put, take, with_completions
-from rlvr.guidance.stage import has_signal, mean_of
+from rlvr.guidance.groups import chosen, in_need, with_rows
+from rlvr.guidance.stage import mean_of
 from rlvr.guidance.start import Start
-from rlvr.guidance.tools import Guided, Tools, columns_of, rollouts_of
+from rlvr.guidance.tools import Guided, columns_of, rollouts_of
+from rlvr.rollout.rows import put, take, with_completions
 from rlvr.rollout.spread import Sampled
+from rlvr.sampling.groups import Group, groups_of, has_signal
 from rlvr.schedule import value_at
+from rlvr.tools import Tools
 from rlvr.types import OffPolicy, ScoredRollouts
 
 Pool = Mapping[int, Sequence[str]]  # completions by prompt_id
@@ -50,7 +52,8 @@ class TeacherGuidance:
     def __call__(self, scored: ScoredRollouts, step: int) -> Guided:
         """Replaces completions of groups in need. All ranks call it."""
         groups = groups_of(scored)
-        self.start.observe(mean_of([group.pass_rate for group in groups]))
+        unhelped = groups if scored.plain is None else groups_of(scored.plain)  # before prompts made room for others
+        self.start.observe(mean_of([group.pass_rate for group in unhelped]))
         needy = in_need(groups, self.config.threshold)
         seed = f"{self.seed}/teacher/{step}"
         selected = chosen(needy, value_at(self.config.probability, step), seed) if self.start.is_on else []
@@ -80,7 +83,7 @@ class TeacherGuidance:
         }
         if places:
             metrics["guidance/comprehension"] = sum(c.comprehension for c in places.values()) / len(places)
-        return Guided(replace(replaced, plain=scored), metrics)
+        return Guided(replace(replaced, plain=scored.unhelped), metrics)
 
     def _candidates(self, groups: Sequence[Group]) -> tuple[dict[int, list[Candidate]], Counter[str]]:
         """Usable completions by prompt, and how many were not; every rank looks at its share of the prompts."""

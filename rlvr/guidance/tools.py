@@ -1,37 +1,14 @@
 """What the guide stage borrows from the trainer, and what it gives back."""
 
-from collections.abc import Callable, Sequence
+from collections.abc import Sequence
 from dataclasses import dataclass
 from typing import Any, Protocol
 
-from accelerate import Accelerator
 from transformers import PreTrainedTokenizerBase
 
-from rewards._scorer import TokenScorer
 from rlvr.config.guidance import GuidanceConfig
-from rlvr.rollout.spread import Sampled, sample_together
+from rlvr.rollout.spread import Sampled
 from rlvr.types import Rollouts, ScoredRollouts
-from rlvr.verification import Verdicts
-
-
-@dataclass(frozen=True)
-class Tools:
-    """Sampling and scoring as the run does them."""
-
-    accelerator: Accelerator
-    sample_evenly: Callable[[list[Any]], list[Sampled]]  # one completion per prompt; equally many prompts on all ranks
-    verify: Callable[[Rollouts], Verdicts]
-    count_tokens: Callable[[Any], int]  # of a prompt: text or messages
-    encode: Callable[[str], list[int] | None]  # a completion and its end; None if longer than what may be sampled
-    scorer: TokenScorer  # the policy
-
-    def sample(self, prompts: Sequence[Any]) -> list[Sampled]:
-        """One completion per prompt; all ranks call it, each with any number of prompts."""
-        return sample_together(prompts, self.sample_evenly, self.accelerator)
-
-    def first_place(self, rollouts: Rollouts) -> int:
-        """The place of this rank's first row in the generation batch of all ranks."""
-        return self.accelerator.process_index * len(rollouts.group_ids)
 
 
 @dataclass(frozen=True)

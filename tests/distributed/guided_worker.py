@@ -16,7 +16,8 @@ from rlvr.guidance.hints import HintStore
 from rlvr.guidance.rules import RULES
 from rlvr.guidance.stage import Guidance
 from rlvr.guidance.teacher import TeacherGuidance
-from rlvr.guidance.tools import Guide, Tools
+from rlvr.guidance.tools import Guide
+from rlvr.tools import Tools
 from rlvr.trainer import RLVRTrainer
 from rlvr.types import Rollouts
 from rlvr.verification import RewardFunction

@@ -124,7 +124,7 @@ def check_active(run_dir: Path) -> None:
 
 def check_equal(one: Path, other: Path) -> None:
     """Equal to the bit: every log record, every completion, and the weights."""
-    assert len(records(one)) > STEPS / 3
+    assert len(records(one)) > 2
     for first, second in zip(records(one), records(other), strict=True):
         differing = {
             key: (first.get(key), second.get(key)) for key in first | second if first.get(key) != second.get(key)

@@ -7,7 +7,7 @@ from pathlib import Path
 import pytest
 
 from tests.conftest import ROOT
-from tests.distributed.resuming import check_active, check_equal, prepare, run
+from tests.distributed.resuming import check_active, check_equal, prepare, records, run
 from tests.distributed.test_sharded import CONFIGS, needs_deepspeed
 
 pytestmark = pytest.mark.distributed
@@ -28,6 +28,17 @@ def test_one_process(tmp_path: Path) -> None:
     run(tmp_path, "stopped")
     check_equal(tmp_path / "whole", tmp_path / "stopped")
     check_active(tmp_path / "whole")
+
+
+def test_dynamic_sampling_on_two_processes(tmp_path: Path) -> None:
+    """It remembers nothing: which prompts are drawn follows from the seed and the step."""
+    options = ["guidance=null", "sampler.dynamic={max_rounds: 2}", "trainer.max_steps=8"]
+    prepare(tmp_path, 2)
+    run(tmp_path, "whole", *options, processes=2, config=ENGINES["ddp"])
+    run(tmp_path, "stopped", *options, stop_at=5, processes=2, config=ENGINES["ddp"])
+    run(tmp_path, "stopped", *options, processes=2, config=ENGINES["ddp"])
+    check_equal(tmp_path / "whole", tmp_path / "stopped")
+    assert any(record.get("dynamic/replaced_frac") for record in records(tmp_path / "whole"))
 
 
 @pytest.mark.slow

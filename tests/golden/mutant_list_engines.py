@@ -2,7 +2,7 @@
 
 AGREEMENT, CHECK, PROBE = (f"rollout/{each}.py" for each in ("agreement", "engine_check", "probe"))
 CONTINUOUS, SETTINGS, RECORD = (f"rollout/{each}.py" for each in ("continuous", "settings", "rollouts"))
-ROWS, CONFIG = "guidance/rows.py", "config/rollout.py"
+ROWS, CONFIG = "rollout/rows.py", "config/rollout.py"
 
 _IN_CHECK, _IN_CONTINUOUS = "tests/unit/test_engine_check.py::", "tests/unit/test_continuous_batching.py::"
 _IN_SETTINGS, _IN_CONFIG = "tests/unit/test_engine_settings.py::", "tests/unit/test_config_rollout.py::"

@@ -11,8 +11,9 @@ from rlvr.guidance.hints import HintStore
 from rlvr.guidance.prompting import Prompt, text_of_prompt
 from rlvr.guidance.rules import RULES
 from rlvr.guidance.stage import Guidance
-from rlvr.guidance.tools import Guided, Tools
+from rlvr.guidance.tools import Guided
 from rlvr.rollout.spread import Sampled
+from rlvr.tools import Tools
 from rlvr.types import Rollouts, ScoredRollouts
 from rlvr.verification import Verdicts
 

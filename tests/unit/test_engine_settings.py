@@ -3,8 +3,8 @@
 import pytest
 import torch
 
-from rlvr.guidance.rows import with_completions
 from rlvr.rollout import make_rollouts
+from rlvr.rollout.rows import with_completions
 from rlvr.rollout.spread import Sampled
 from tests.conftest import MakeTrainer, letter_dataset, sharp, tiny_model
 from tests.unit.separate_engine import with_separate_engine

@@ -17,8 +17,9 @@ from rlvr.guidance.prompting import with_help
 from rlvr.guidance.rules import RULES
 from rlvr.guidance.stage import Guidance
 from rlvr.guidance.teacher import TeacherGuidance
-from rlvr.guidance.tools import Guide, Guided, Tools
+from rlvr.guidance.tools import Guide, Guided
 from rlvr.plugins import PLUGINS_FILE
+from rlvr.tools import Tools
 from rlvr.trainer import RLVRTrainer
 from rlvr.types import Microbatch, ScoredRollouts
 from rlvr.verification import Verdicts

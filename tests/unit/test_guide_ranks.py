@@ -10,10 +10,12 @@ from typing import Any
 import pytest
 
 from rlvr.guidance import groups, hints, stage, teacher
-from rlvr.guidance.rows import put, take
-from rlvr.guidance.tools import Guide, Guided, Tools
+from rlvr.guidance.tools import Guide, Guided
 from rlvr.rollout import spread
+from rlvr.rollout.rows import put, take
 from rlvr.rollout.spread import Sampled, sample_together
+from rlvr.sampling import groups as all_groups
+from rlvr.tools import Tools
 from rlvr.types import ScoredRollouts
 from tests.unit import guide_script, test_guide_teacher
 from tests.unit.guide_script import Script, hint_store, ids_of, never, step_of
@@ -54,7 +56,7 @@ class Ranks:
 @pytest.fixture
 def ranks(monkeypatch: pytest.MonkeyPatch) -> Ranks:
     made = Ranks(NUM_RANKS)
-    for module in (groups, hints, stage, teacher, spread):
+    for module in (all_groups, groups, hints, stage, teacher, spread):
         monkeypatch.setattr(module, "gather_object", made.gather)
     return made
 

@@ -6,8 +6,9 @@ from typing import Any
 
 import pytest
 
-from rlvr.guidance.groups import groups_of, in_need
+from rlvr.guidance.groups import in_need
 from rlvr.guidance.start import Start
+from rlvr.sampling.groups import groups_of
 from tests.unit.guide_script import Script, changed_rows, hinted, question, rows_of, stage, step_of
 
 GROUP = 4

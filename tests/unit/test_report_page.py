@@ -212,6 +212,9 @@ def test_guidance_and_extrapolation_stand_there_when_used(tmp_path: Path) -> Non
     times = {name: HEALTHY[name] for name in ("time/rollout_s", "time/verify_s", "step_time")}
     metrics = times | {
         "guidance/needed_frac": lambda share: 0.5,
+        "dynamic/without_signal_frac": lambda share: share,
+        "dynamic/extra_rollouts": lambda share: 8.0,
+        "dynamic/extra_tokens": lambda share: 80.0,
         "guidance/extra_tokens": lambda share: 10.0,
         "extrapolation/jump": lambda share: 1.0 if share in (0.0, 1.0) else ...,
         "extrapolation/undone": lambda share: share if share in (0.0, 1.0) else ...,
@@ -224,6 +227,9 @@ def test_guidance_and_extrapolation_stand_there_when_used(tmp_path: Path) -> Non
     rows = re.findall(r"(rollout|jumps|evaluations|verify|loss and update)\|([\d.]+)\|[\d.]+%", page.sections["time"])
     assert dict(rows) == {"rollout": "120", "jumps": "60", "evaluations": "20", "verify": "20", "loss and update": "60"}
     assert "of completions with help" in page.sections["time"]
+    assert "of prompts drawn in place of others|3200" in page.sections["time"]
+    assert "Prompts that teach nothing" in page.sections["dynamic"]
+    assert "dynamic" not in built(write_run(tmp_path / "without", healthy=FEW))[1].sections
     _, unused = built(write_run(tmp_path / "unused", healthy=FEW, recipe=recipe))
     assert unused.missing["guidance"] == "The recipe has guidance, but no step logged any."
     assert unused.missing["extrapolation"] == "The recipe has extrapolation, but no jump was logged."

@@ -5,7 +5,7 @@ from collections.abc import Sequence
 from dataclasses import dataclass
 from typing import Any
 
-from rlvr.guidance.groups import Group
+from rlvr.sampling.groups import Group
 
 Outcomes = Sequence[float | None]
 

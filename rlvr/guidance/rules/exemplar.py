@@ -3,10 +3,10 @@
 from collections.abc import Sequence
 from typing import Any
 
-from rlvr.guidance.groups import Group
 from rlvr.guidance.prompting import text_of_prompt
 from rlvr.guidance.retrieval import Solved
 from rlvr.guidance.rules.base import Rule
+from rlvr.sampling.groups import Group
 
 
 class Exemplar(Rule):

@@ -2,8 +2,8 @@
 
 import random
 
-from rlvr.guidance.groups import Group
 from rlvr.guidance.rules.base import Roles, Rule
+from rlvr.sampling.groups import Group
 
 
 class Nurl(Rule):

@@ -2,8 +2,8 @@
 
 from typing import Any
 
-from rlvr.guidance.groups import Group
 from rlvr.guidance.rules.base import Outcomes, Rule, pass_rate
+from rlvr.sampling.groups import Group
 
 LEVELS = 3
 MORE_HELP_BELOW, LESS_HELP_ABOVE = 0.1, 0.35  # pass rates of a helped group, as in the released script

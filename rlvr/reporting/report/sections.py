@@ -190,6 +190,20 @@ def guidance(run: Run) -> Section | None:
     return _section("guidance", "Guidance", figures, "The run logged no curve of its guidance.", words)
 
 
+def dynamic_sampling(run: Run) -> Section | None:
+    """None where the run exchanged no prompts."""
+    if not _has(run, "dynamic/"):
+        return None
+    shares = [Curve("dynamic/without_signal_frac", "without signal"), Curve("dynamic/replaced_frac", "exchanged")]
+    figures = present(
+        curves(
+            run, "Prompts that teach nothing", shares, "All right or all wrong, of the step's prompts.", limits=SHARE
+        ),
+        curves(run, "Completions of exchanged prompts", [Curve("dynamic/extra_rollouts", "extra")], "Per step."),
+    )
+    return _section("dynamic", "Dynamic sampling", figures, "The run logged no curve of its dynamic sampling.")
+
+
 def extrapolation(run: Run) -> Section | None:
     """None where the run made no jumps."""
     if run.setting("extrapolation") is None and not _has(run, "extrapolation/"):
@@ -259,6 +273,7 @@ def _tokens(run: Run) -> Table:
     rows = [["read and written by the policy", number(float(processed.values.max()) if len(processed) else None)]]
     for name, label in (
         ("tokens/num_loss", "in the loss"),
+        ("dynamic/extra_tokens", "of prompts drawn in place of others"),
         ("guidance/extra_tokens", "of completions with help"),
         ("guidance/hint_rollout_tokens", "of hints that were written"),
     ):
@@ -345,6 +360,7 @@ SECTIONS: tuple[tuple[str, str, Callable[[Run], Section | None]], ...] = (
     ("rewards", "Reward components", rewards),
     ("lengths", "Lengths and truncation", lengths),
     ("verification", "Unscorable and timeouts", verification),
+    ("dynamic", "Dynamic sampling", dynamic_sampling),
     ("guidance", "Guidance", guidance),
     ("extrapolation", "Extrapolation", extrapolation),
     ("time", "Time and tokens", time_and_tokens),
