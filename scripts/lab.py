@@ -64,9 +64,14 @@ def facts_of(folder: Path) -> dict[str, Any]:
     records = read_metrics(folder)
     by_step = {record["step"]: record for record in records}
     last = records[-10:]
-    own = sorted({name for record in last for name in record if name.startswith(("siren/", "lp_reg/", "guidance/"))})
+    own = sorted(
+        {name for record in last for name in record if name.startswith(("siren/", "lp_reg/", "guidance/", "dynamic/"))}
+    )
     return {
-        "extra_rollouts": sum(record.get("guidance/extra_rollouts") or 0 for record in records),
+        "extra_rollouts": sum(
+            record.get(f"{stage}/extra_rollouts") or 0 for record in records for stage in ("guidance", "dynamic")
+        ),
+        "seconds_of_steps": sum(record.get("step_time") or 0 for record in records),
         "entropy": {step: by_step[step][ENTROPY] for step in STEPS_SHOWN if step in by_step},
         "entropy_curve": [record[ENTROPY] for record in records],
         "last_10_steps": {

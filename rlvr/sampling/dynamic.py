@@ -51,8 +51,9 @@ class DynamicSampling:
         metrics = {"dynamic/without_signal_frac": len(left) / len(groups)}
         seen = {group.prompt_id for group in groups}
         now, counts, num_left = scored, Counter[str](), len(left)
-        for number in range(self.config.max_rounds):
-            rows = self._drawn(len(left), seen, f"{self.seed}/dynamic/{step}/{number}")
+        draws = random.Random(f"{self.seed}/dynamic/{step}")
+        for _ in range(self.config.max_rounds):
+            rows = self._drawn(len(left), seen, draws)
             if not rows:
                 break
             seen |= {row["prompt_id"] for row in rows}
@@ -69,9 +70,9 @@ class DynamicSampling:
         rate = group.pass_rate
         return self.left_to_guidance is None or rate is None or rate > self.left_to_guidance
 
-    def _drawn(self, count: int, seen: Set[int], seed: str) -> list[Row]:
+    def _drawn(self, count: int, seen: Set[int], draws: random.Random) -> list[Row]:
         """So many rows of prompts that are not among `seen`; fewer where the data set has no more."""
-        draws, found = random.Random(seed), dict[int, int]()  # places by prompt
+        found: dict[int, int] = {}  # places by prompt
         count = min(count, len(self.prompt_ids) - len(seen))
         while len(found) < count:
             place = draws.randrange(len(self.prompt_ids))

@@ -15,6 +15,7 @@ from tests.golden.mutant_list_regularizers import REGULARIZER_FAULTS
 from tests.golden.mutant_list_report import REPORT_FAULTS, REPORT_TESTS
 from tests.golden.mutant_list_resume import RESUME_FAULTS, RESUME_TESTS
 from tests.golden.mutant_list_rewards import POOL_TESTS, REWARD_FAULTS, TESTS_OF_REWARDS
+from tests.golden.mutant_list_sampling import SAMPLING_FAULTS, SAMPLING_TESTS
 from tests.golden.mutant_list_scaling import SCALING_FAULTS, SCALING_TESTS
 from tests.golden.mutant_list_search import SEARCH_FAULTS, SEARCH_TESTS
 from tests.golden.mutant_list_switches import SWITCH_FAULTS
@@ -335,6 +336,7 @@ MUTANTS = (
     *(Mutant(*fault, tests=LINEARITY_TESTS[fault[0]]) for fault in LINEARITY_FAULTS),
     *(Mutant(*fault, tests=BEYOND_TESTS[fault[0]]) for fault in BEYOND_FAULTS),
     *(Mutant(*fault, tests=RESUME_TESTS[fault[0]]) for fault in RESUME_FAULTS),
+    *(Mutant(*fault[:3], f"dynamic: {fault[3]}", tests=SAMPLING_TESTS[fault[0]]) for fault in SAMPLING_FAULTS),
     *(Mutant(*fault, tests=SCALING_TESTS[fault[0]]) for fault in SCALING_FAULTS),
     *(Mutant(*fault, tests=WATCHING_TESTS[fault[0]]) for fault in WATCHING_FAULTS),
     *(Mutant(*fault, tests=REPORT_TESTS[fault[0]]) for fault in REPORT_FAULTS),

@@ -231,18 +231,25 @@ def test_a_run_in_which_every_prompt_has_signal_is_as_without(make_trainer: Make
     assert all(torch.equal(one, other) for one, other in zip(*runs, strict=True))
 
 
+def by_prompt(completions: list[str], answer: list[str], **_: Any) -> list[float]:
+    """Some prompts are always solved, some never, and others every second time."""
+    return [float(a in "abcd" or (a not in "efgh" and place % 2)) for place, a in enumerate(answer)]
+
+
 def test_beside_guidance(make_trainer: MakeTrainer) -> None:
+    """Solved prompts make room, failed ones are helped, and the pass rate is that of the prompts that came first."""
     data = letter_dataset()
     both = {"guidance": guidance("nurl"), "dynamic": sampling(data, left_to_guidance=0.0)}
     torch.manual_seed(0)
-    alone = make_trainer(reward=rare, dataset=data, max_steps=1)
+    alone = make_trainer(reward=by_prompt, dataset=data, max_steps=1)
     alone.train()
     torch.manual_seed(0)
-    trainer = make_trainer(reward=rare, dataset=data, max_steps=1, **both)
+    trainer = make_trainer(reward=by_prompt, dataset=data, max_steps=1, **both)
     trainer.train()
     log, plain = trainer.state.log_history[0], alone.state.log_history[0]
     assert log["outcome/pass_rate"] == plain["outcome/pass_rate"]
     assert log["guidance/needed_frac"] == plain["groups/unsolved_frac"] > 0
+    assert log["dynamic/replaced_frac"] > 0
 
 
 @pytest.mark.parametrize(
