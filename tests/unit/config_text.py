@@ -28,8 +28,8 @@ MINIMAL = "model: some/policy\ndata: {train: {dataset: some/rows}}\nrewards: {fu
 
 MODEL_KEYS = "path, dtype, attn_implementation, revision, trust_remote_code, lora, quantization"
 SECTIONS = (
-    "model, data, rewards, algorithm, regularizers, guidance, extrapolation, trainer, checkpoints, rollout, evaluation,"
-    " report, watch"
+    "model, data, rewards, algorithm, regularizers, guidance, extrapolation, sampler, trainer, checkpoints, rollout,"
+    " evaluation, report, watch"
 )
 
 
