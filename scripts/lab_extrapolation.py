@@ -142,7 +142,8 @@ def jumps_of(run: Path) -> list[dict[str, float]]:
 def linearity(run: Path) -> dict[str, Any]:
     command = [sys.executable, "-m", "rlvr.cli", "linearity", str(run)]
     subprocess.run(command, check=True, capture_output=True, env=os.environ | {"PYTHONPATH": str(ROOT)})
-    found: dict[str, Any] = json.loads((run / "linearity" / "linearity.json").read_text())
+    text = (run / "linearity" / "linearity.json").read_text()
+    found: dict[str, Any] = json.loads(text.replace(resolve_model_path(BASE), BASE))  # no path of this machine
     return found
 
 
