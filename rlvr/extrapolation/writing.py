@@ -1,5 +1,6 @@
 """Computes a checkpoint from others and writes it, some rows of a tensor at a time."""
 
+import ctypes
 import os
 import time
 from collections import deque
@@ -27,6 +28,7 @@ from rlvr.extrapolation.view import TensorInfo
 THREADS = min(4, os.cpu_count() or 1)
 AHEAD = 3 * THREADS  # results that may wait to be written, so that a slow write does not stop the threads
 INDEX = "model.safetensors.index.json"
+M_MMAP_THRESHOLD, M_TRIM_THRESHOLD, KEPT_BYTES = -3, -1, 1 << 25  # names in malloc.h, and the most it takes
 
 
 @dataclass(frozen=True)
@@ -112,6 +114,7 @@ def write_checkpoint(
     if a result lies outside the range of its dtype.
     """
     started = time.perf_counter()
+    _keep_freed_blocks()
     infos = job.infos()
     job.sources.check_arithmetic([name for name, treatment in job.treatments.items() if not treatment.copied])
     shards = shards_of(infos, max_shard_bytes)
@@ -187,6 +190,17 @@ def _one_thread_each(workers: int) -> Iterator[None]:
         yield
     finally:
         torch.set_num_threads(before)
+
+
+def _keep_freed_blocks() -> None:
+    """Blocks that are let go stay the process's, for the next ones; nothing where the C library has no such setting.
+
+    glibc gives memory of their size back to the system each time, which then fills it with zeros for the next block.
+    """
+    settings = getattr(ctypes.CDLL(None), "mallopt", None)
+    if settings is not None:
+        for name in (M_MMAP_THRESHOLD, M_TRIM_THRESHOLD):
+            settings(name, KEPT_BYTES)
 
 
 def _in_order(tasks: Sequence[Callable[[], Any]], threads: int = THREADS, ahead: int = AHEAD) -> Iterator[Any]:
