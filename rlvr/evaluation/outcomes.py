@@ -7,7 +7,6 @@ from typing import Any
 
 import numpy as np
 
-from rlvr.errors import EvaluationError
 from rlvr.evaluation.comparison import Comparison, compare
 from rlvr.evaluation.estimators import pass_at_k
 from rlvr.evaluation.reach import Reach, reach_of
@@ -68,11 +67,14 @@ def _letter(outcome: float | None) -> str:
 def difference_by_prompt(ours: Outcomes, theirs: Outcomes, metric: str, *, seed: int) -> Comparison | None:
     """Ours minus theirs of pass@k or greedy, with paired interval and p-value; see `compare`.
 
-    None where the two are not of the same prompts, or have no prompt in common all of whose answers have a verdict.
+    None where the two are not of the same prompts, or have no prompt in common all of whose answers have a verdict, and
+    for a metric that is not known by prompt.
     """
     if not _are_paired(ours, theirs):
         return None
     values, reference = _values(ours, metric), _values(theirs, metric)
+    if values is None or reference is None:
+        return None
     return compare(values, reference, seed=seed, clusters=dict(zip(ours.ids, ours.keys, strict=True)))
 
 
@@ -95,14 +97,13 @@ def _are_paired(some: Outcomes, others: Outcomes) -> bool:
     return same and any(a and b for a, b in zip(some.is_scored, others.is_scored, strict=True))
 
 
-def _values(outcomes: Outcomes, metric: str) -> dict[int, float | None]:
-    """By prompt; None for those that are not scored. Raises EvaluationError for another metric."""
-    scored = outcomes.is_scored
-    if metric == GREEDY:
+def _values(outcomes: Outcomes, metric: str) -> dict[int, float | None] | None:
+    """By prompt; None for those that are not scored. None at all for another metric, or a k above the samples."""
+    scored, k = outcomes.is_scored, metric.removeprefix(PASS_AT)
+    if metric == GREEDY and all(outcomes.greedy):
         found = [float(letter == RIGHT) for letter in outcomes.greedy]
-    elif metric.startswith(PASS_AT):
-        k = int(metric.removeprefix(PASS_AT))
-        found = [pass_at_k(len(drawn), drawn.count(RIGHT), k) for drawn in outcomes.samples]
+    elif metric.startswith(PASS_AT) and k.isdecimal() and 1 <= int(k) <= len(outcomes.samples[0]):
+        found = [pass_at_k(len(drawn), drawn.count(RIGHT), int(k)) for drawn in outcomes.samples]
     else:
-        raise EvaluationError(f"{metric} is not known prompt by prompt; compare pass@k or greedy.")
+        return None
     return {each: value if ok else None for each, value, ok in zip(outcomes.ids, found, scored, strict=True)}

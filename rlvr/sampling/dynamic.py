@@ -43,6 +43,7 @@ class DynamicSampling:
         self.config, self.data, self.tools = config, data, tools
         self.left_to_guidance, self.seed = left_to_guidance, seed
         self.prompt_ids: list[int] = list(data["prompt_id"])
+        self.num_prompts = len(set(self.prompt_ids))  # rows of one prompt may share its id
 
     def __call__(self, scored: ScoredRollouts, step: int) -> Resampled:
         """`step` counts the optimiser steps before. `plain` of the result is what became of the first prompts."""
@@ -73,7 +74,7 @@ class DynamicSampling:
     def _drawn(self, count: int, seen: Set[int], draws: random.Random) -> list[Row]:
         """So many rows of prompts that are not among `seen`; fewer where the data set has no more."""
         found: dict[int, int] = {}  # places by prompt
-        count = min(count, len(self.prompt_ids) - len(seen))
+        count = min(count, self.num_prompts - len(seen))
         while len(found) < count:
             place = draws.randrange(len(self.prompt_ids))
             if self.prompt_ids[place] not in seen:

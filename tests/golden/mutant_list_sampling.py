@@ -24,7 +24,7 @@ SAMPLING_FAULTS: tuple[tuple[str, str, str, str], ...] = (
     (DYNAMIC, "/dynamic/{step}", "/dynamic", "steps draw alike"),
     (DYNAMIC, '"{self.seed}/dynamic', '"dynamic', "seeds draw alike"),
     (DYNAMIC, "replace(now, plain=scored)", "now", "pass rates are of the prompts that were kept"),
-    (DYNAMIC, "count = min(count, len(self.prompt_ids) - len(seen))", "", "draws without end"),
+    (DYNAMIC, "count = min(count, self.num_prompts - len(seen))", "", "draws without end"),
     (DYNAMIC, "for group in left if group.prompt_id not in accepted", "for group in left", "exchanged again and again"),
     (DYNAMIC, "if has_signal([found[p][0] for p in group.places])", "", "whatever was drawn is kept"),
     (DYNAMIC, "owners[row][0].prompt_id in accepted", "True", "what has no signal is put in too"),

@@ -49,7 +49,7 @@ def prompts_of(found: Resampled) -> list[int]:
     return list(dict.fromkeys(found.scored.rollouts.group_ids))
 
 
-def test_prompts_without_signal_make_room(tmp_path: Any) -> None:
+def test_prompts_without_signal_make_room() -> None:
     before = step_of({0: "11", 1: "10", 2: "00", 3: "01", 4: "1x", 5: "xx"}, interleaved=True)
     script = Script(everywhere(SIGNAL))
     found = stage(script)(before, 7)
@@ -112,6 +112,8 @@ def test_a_data_set_that_has_no_more_prompts_ends_it() -> None:
     found = stage(script, data=data, max_rounds=5)(step_of({0: "11", 1: "00", 2: "11"}), 0)
     assert set(script.asked) == {question(3)}
     assert (found.metrics["dynamic/rounds"], prompts_of(found)) == (1.0, [0, 1, 2])
+    twice = stage(Script(), data=rows().select([0, 1, 2, 2, 1]), max_rounds=5)  # rows that share an id
+    assert twice(step_of({0: "11", 1: "00", 2: "11"}), 0).metrics["dynamic/rounds"] == 0.0
     whole = stage(Script(), data=data, max_rounds=5)(step_of({0: "11", 1: "00", 2: "11", 3: "00"}), 0)
     assert whole.metrics["dynamic/rounds"] == 0.0
 

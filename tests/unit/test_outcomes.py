@@ -9,7 +9,6 @@ import pytest
 from datasets import Dataset
 
 from rlvr.config.schema import EvaluationConfig
-from rlvr.errors import EvaluationError
 from rlvr.evaluation.beyond import beyond_base
 from rlvr.evaluation.comparison import compare
 from rlvr.evaluation.evaluate import summarise
@@ -74,8 +73,9 @@ def test_differences_of_pass_at_k_and_greedy() -> None:
     greedy = difference_by_prompt(ours, theirs, "greedy", seed=0)
     assert greedy is not None
     assert greedy.difference.value == 0.5
-    with pytest.raises(EvaluationError, match=r"mean_length is not known prompt by prompt; compare pass@k or greedy\."):
-        difference_by_prompt(ours, theirs, "mean_length", seed=0)
+    for other in ("mean_length", "pass@5", "pass@0", "pass@x", "pass@"):
+        assert difference_by_prompt(ours, theirs, other, seed=0) is None
+    assert difference_by_prompt(kept(TUNED), kept(BASE), "greedy", seed=0) is None  # without greedy answers
 
 
 def test_prompts_without_all_verdicts_are_left_out_of_both() -> None:
